@@ -1,0 +1,147 @@
+"""streamlog: Kafka's log as a library.  `open` a directory; write with a `Producer`, read with a `Consumer`; no server.
+
+    import streamlog
+
+    with streamlog.open("events") as log:
+        log.create_topic("clicks", partitions=4, exist_ok=True)
+        with log.producer() as producer:
+            producer.send("clicks", key="user-1", value="/home")
+        with log.consumer("clicks", auto_offset_reset="earliest", consumer_timeout_ms=100) as consumer:
+            for record in consumer:
+                print(record.partition, record.offset, record.key, record.value)
+
+A **cluster** is a directory that any number of processes have open at once; each may be killed at any instant without harm.  A **topic**
+has **partitions**; a partition is a log of records, each with an **offset**, kept in **segment** files.
+
+Durability: under "os" (the default) an acknowledged record survives the death of any process, and may be lost at a power cut; under
+"fsync" it is on the disk.  Limits: a record of 1 MiB, a batch of 2 GiB, 10,000 partitions a topic.  Local file systems only.  After
+`fork` a cluster opens itself again in the child; producers and consumers belong to the process that made them.  Columns that
+`poll_batches` returns stay valid as long as they are held.
+"""
+
+from streamlog._version import __version__
+from streamlog.cluster import Cluster, open  # noqa: A004
+from streamlog.errors import (
+    BufferExhaustedError,
+    ClosedError,
+    ConcurrentModificationError,
+    ConfigurationError,
+    CorruptRecordError,
+    DataError,
+    DiskFailedError,
+    InvalidConfigError,
+    InvalidPartitionsError,
+    InvalidReplicationFactorError,
+    InvalidStateError,
+    InvalidTimestampError,
+    InvalidTopicError,
+    NoOffsetForPartitionError,
+    NotAClusterError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    RetriableError,
+    SerializationError,
+    StorageError,
+    StorageFullError,
+    StreamlogError,
+    StreamlogTimeoutError,
+    TopicAlreadyExistsError,
+    UnknownConfigError,
+    UnknownTopicOrPartitionError,
+    UnsupportedCompressionError,
+    UnsupportedFileSystemError,
+    UnsupportedFormatError,
+    WakeupError,
+)
+from streamlog.topic import Topic
+from streamlog.types import (
+    BatchMetadata,
+    ClusterDescription,
+    Finding,
+    OffsetAndTimestamp,
+    PartitionDescription,
+    Record,
+    RecordMetadata,
+    TimestampType,
+    TopicDescription,
+    TopicPartition,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from streamlog._check import check
+    from streamlog.consumer import Consumer
+    from streamlog.producer import BatchWriter, Delivery, Producer
+    from streamlog.record_batch import RecordBatch
+
+_LATER = {
+    "BatchWriter": "producer",
+    "Consumer": "consumer",
+    "Delivery": "producer",
+    "Producer": "producer",
+    "RecordBatch": "record_batch",
+    "check": "_check",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what opening a cluster does not need when it is first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'streamlog' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"streamlog.{_LATER[name]}"), name)
+
+
+__all__ = [
+    "BatchMetadata",
+    "BatchWriter",
+    "BufferExhaustedError",
+    "ClosedError",
+    "Cluster",
+    "ClusterDescription",
+    "ConcurrentModificationError",
+    "ConfigurationError",
+    "Consumer",
+    "CorruptRecordError",
+    "DataError",
+    "Delivery",
+    "DiskFailedError",
+    "Finding",
+    "InvalidConfigError",
+    "InvalidPartitionsError",
+    "InvalidReplicationFactorError",
+    "InvalidStateError",
+    "InvalidTimestampError",
+    "InvalidTopicError",
+    "NoOffsetForPartitionError",
+    "NotAClusterError",
+    "OffsetAndTimestamp",
+    "OffsetOutOfRangeError",
+    "PartitionDescription",
+    "Producer",
+    "Record",
+    "RecordBatch",
+    "RecordMetadata",
+    "RecordTooLargeError",
+    "RetriableError",
+    "SerializationError",
+    "StorageError",
+    "StorageFullError",
+    "StreamlogError",
+    "StreamlogTimeoutError",
+    "TimestampType",
+    "Topic",
+    "TopicAlreadyExistsError",
+    "TopicDescription",
+    "TopicPartition",
+    "UnknownConfigError",
+    "UnknownTopicOrPartitionError",
+    "UnsupportedCompressionError",
+    "UnsupportedFileSystemError",
+    "UnsupportedFormatError",
+    "WakeupError",
+    "__version__",
+    "check",
+    "open",
+]

@@ -1,0 +1,167 @@
+"""What `send_batch` takes, cut into encoded batches: one pass a column, nothing per record above C level where keys are absent."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from streamlog.producer import Lane, Producer, Target
+
+from streamlog._format import batch as fmt
+from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError
+from streamlog.partitioners import xxh3_partition
+
+Chunk = tuple[int, bytes, int, "list[int] | None"]  # attributes, columns, count, timestamps
+_SLACK = fmt.BATCH_HEADER_SIZE + 96  # header, column heads and padding of a batch
+
+
+def split(
+    producer: Producer, target: Target, values: Any, keys: Any, timestamps: Any, headers: Any, partition: int | None
+) -> Iterator[tuple[Lane, Chunk]]:
+    """The encoded batches with their lanes, in order.  All input is checked before the first is returned."""
+    fixed = _fixed_rows(values)
+    rows: Sequence[bytes | None] = [] if fixed is not None else _rows("value", values, producer)
+    count = len(fixed[0]) // fixed[1] if fixed is not None else len(rows)
+    key_rows = None if keys is None else _rows("key", _unpacked(keys), producer)
+    times = None if timestamps is None else _timestamps(timestamps)
+    packed = None if headers is None else _headers(headers)
+    for name, column in (("keys", key_rows), ("timestamps_ms", times), ("headers", packed)):
+        if column is not None and len(column) != count:
+            raise SerializationError(f"{name} has {len(column)} rows, values has {count}")
+    if count == 0:
+        return iter(())
+    if fixed is not None and key_rows is None and packed is None and times is None:
+        return _fixed_chunks(producer, target, fixed, partition)
+    if fixed is not None:
+        rows = _cut_fixed(*fixed)
+    return _row_chunks(producer, target, rows, key_rows, times, packed, partition)
+
+
+def _fixed_rows(values: Any) -> tuple[memoryview, int] | None:
+    """The bytes and the width of a NumPy array's rows; None for anything else."""
+    kind = type(values).__module__.partition(".")[0]
+    if kind == "pyarrow" or hasattr(values, "__arrow_c_array__"):
+        raise SerializationError("Arrow arrays are not in this version; give a list of bytes or a NumPy array")
+    if kind != "numpy":
+        return None
+    if values.ndim != 1 or values.dtype.hasobject or values.dtype.itemsize == 0:
+        raise SerializationError(f"an array of shape {values.shape} and dtype {values.dtype}: one dimension and a fixed size are wanted")
+    import numpy
+
+    contiguous = numpy.ascontiguousarray(values)
+    return memoryview(contiguous.view(numpy.uint8)), contiguous.dtype.itemsize
+
+
+def _cut_fixed(data: memoryview, width: int) -> list[bytes]:
+    whole = bytes(data)
+    return [whole[at : at + width] for at in range(0, len(whole), width)]
+
+
+def _unpacked(column: Any) -> Any:
+    fixed = _fixed_rows(column)
+    return column if fixed is None else _cut_fixed(*fixed)
+
+
+def _rows(what: str, column: Any, producer: Producer) -> Sequence[bytes | None]:
+    """A column of bytes; what is not bytes goes through the serializer, as in `send`."""
+    serializer = producer.config.key_serializer if what == "key" else producer.config.value_serializer
+    try:
+        rows = column if isinstance(column, list) else list(column)
+    except TypeError:
+        raise SerializationError(f"{what}s of type {type(column).__name__}: a list of bytes or a NumPy array is wanted") from None
+    if isinstance(column, bytes | str):
+        raise SerializationError(f"{what}s: a list is wanted, not one {type(column).__name__}")
+    if serializer is None and set(map(type, rows)) <= {bytes}:
+        return rows
+    return [producer._bytes(what, row, serializer) for row in rows]
+
+
+def _timestamps(timestamps: Any) -> list[int]:
+    times = timestamps.tolist() if hasattr(timestamps, "tolist") else list(timestamps)
+    if not all(type(time) is int and 0 <= time < 2**63 for time in times):
+        raise InvalidTimestampError("timestamps_ms: whole numbers of milliseconds in [0, 2**63) are wanted")
+    return times
+
+
+def _headers(headers: Any) -> list[bytes | None]:
+    from streamlog.producer import _pack_headers
+
+    return [None if row is None else _pack_headers(row) for row in headers]
+
+
+def _fixed_chunks(
+    producer: Producer, target: Target, fixed: tuple[memoryview, int], partition: int | None
+) -> Iterator[tuple[Lane, Chunk]]:
+    data, width = fixed
+    _check(producer, target, width)
+    step = max(1, min(target.max_message_bytes - _SLACK, producer.config.buffer_memory) // width) * width
+    lane = producer._choose(target, None, partition)
+    for start in range(0, len(data), step):
+        part = data[start : start + step]
+        yield lane, (fmt.HAS_VALUES, b"".join(fmt.encode_fixed_column(part, width)), len(part) // width, None)
+    if partition is None:
+        target.switch()
+
+
+def _row_chunks(
+    producer: Producer, target: Target, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None,
+    times: list[int] | None, headers: list[bytes | None] | None, partition: int | None,
+) -> Iterator[tuple[Lane, Chunk]]:  # fmt: skip
+    columns: list[Sequence[Any]] = [values, *(column for column in (keys, headers) if column is not None)]
+    sizes = [sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
+    if times is not None:
+        sizes = [size + 8 for size in sizes]
+    _check(producer, target, max(sizes))
+    limit = min(target.max_message_bytes - _SLACK, producer.config.buffer_memory)
+    for lane, numbers in _lanes(producer, target, keys, len(values), partition):
+        start = 0
+        while start < len(numbers):
+            end, room = start, limit
+            while end < len(numbers) and (end == start or room >= sizes[numbers[end]]):
+                room -= sizes[numbers[end]]
+                end += 1
+            yield lane, _chunk(numbers[start:end], values, keys, times, headers)
+            start = end
+    if partition is None and keys is None:
+        target.switch()
+
+
+def _lanes(
+    producer: Producer, target: Target, keys: Sequence[bytes | None] | None, count: int, partition: int | None
+) -> Iterator[tuple[Lane, Sequence[int]]]:
+    """Lanes with the numbers of their rows, in order."""
+    if keys is None or partition is not None or producer.config.partitioner_ignore_keys:
+        yield producer._choose(target, None, partition), range(count)
+        return
+    sticky = target.sticky.partition
+    chosen = [sticky if key is None else xxh3_partition(key, target.count) for key in keys]
+    for number in sorted(set(chosen)):
+        yield target.lanes[number], [row for row, choice in enumerate(chosen) if choice == number]
+
+
+def _chunk(
+    numbers: Sequence[int], values: Sequence[bytes | None], keys: Sequence[bytes | None] | None,
+    times: list[int] | None, headers: list[bytes | None] | None,
+) -> Chunk:  # fmt: skip
+    def pick(column: Sequence[Any] | None) -> list[Any] | None:
+        if column is None:
+            return None
+        if isinstance(numbers, range):
+            return list(column[numbers.start : numbers.stop])
+        return [column[number] for number in numbers]
+
+    chosen = pick(times)
+    picked = pick(values)
+    assert picked is not None
+    attributes, columns = fmt.encode_rows(picked, pick(keys), pick(headers), chosen)
+    return attributes, columns, len(numbers), chosen
+
+
+def _check(producer: Producer, target: Target, size: int) -> None:
+    if size > producer.config.max_request_size:
+        raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={producer.config.max_request_size} (producer)")
+    if size + _SLACK > target.max_message_bytes:
+        name = target.metadata.name
+        raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={target.max_message_bytes} (topic {name!r})")

@@ -1,0 +1,88 @@
+"""Every file name of a cluster, both ways.  The tree is drawn in docs/format.md."""
+
+from __future__ import annotations
+
+import re
+
+LOCK = "lock"
+CLUSTER = "cluster.json"
+RUN = "run"
+CLUSTER_STATE = "cluster.state"
+CLUSTER_LOCKS = "cluster.lock"
+META_PROPERTIES = "meta.properties"
+RECOVERY_POINTS = "recovery-point-offset-checkpoint"
+LEADER_EPOCHS = "leader-epoch-checkpoint"
+LOG, INDEX = ".log", ".index"
+TEMPORARY = ".tmp"
+DELETED = "-delete"
+METADATA_TOPIC = "__cluster_metadata"
+INTERNAL_TOPICS = frozenset((METADATA_TOPIC, "__consumer_offsets", "__transaction_state", "__share_group_state"))
+MAX_TOPIC_NAME = 249
+
+_LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_SEGMENT = re.compile(r"(\d{20})\.log")
+_PARTITION = re.compile(r"([a-zA-Z0-9._-]{1,249})-(\d+)")
+
+
+def topic_problem(name: object) -> str | None:
+    """Why `name` cannot name a topic, or None (Kafka's rules: org.apache.kafka.common.internals.Topic)."""
+    if not isinstance(name, str):
+        return f"a topic's name is a str, not {type(name).__name__}"
+    if name in ("", ".", ".."):
+        return f"{name!r} cannot name a topic"
+    if len(name) > MAX_TOPIC_NAME:
+        return f"a topic's name has at most {MAX_TOPIC_NAME} characters, this one {len(name)}"
+    if not _LEGAL_TOPIC.fullmatch(name):
+        return f"{name!r} cannot name a topic: letters, digits, '.', '_' and '-' can stand in it"
+    return None
+
+
+def collision_key(topic: str) -> str:
+    """Two topics with the same key collide in metrics, where '.' becomes '_'."""
+    return topic.replace(".", "_")
+
+
+def broker(number: int) -> str:
+    """Directory of a broker below the home."""
+    return f"broker-{number}"
+
+
+def partition(topic: str, number: int) -> str:
+    """Directory of a partition's replica, below its broker."""
+    return f"{topic}-{number}"
+
+
+def parse_partition(name: str) -> tuple[str, int] | None:
+    """Topic and partition of a replica's directory."""
+    found = _PARTITION.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def deleted(topic: str, number: int, topic_id: bytes) -> str:
+    """What a deleted partition's directory is called until its files are gone (at most 255 bytes)."""
+    return f"{topic[:200]}-{number}.{topic_id.hex()}{DELETED}"
+
+
+def log(base_offset: int) -> str:
+    """File of the segment that begins at `base_offset`."""
+    return f"{base_offset:020}{LOG}"
+
+
+def index(base_offset: int) -> str:
+    """Sparse index of that segment."""
+    return f"{base_offset:020}{INDEX}"
+
+
+def base_offsets(listing: list[str]) -> list[int]:
+    """First offsets of the segments in a directory's listing, in order."""
+    return sorted(int(found[1]) for found in map(_SEGMENT.fullmatch, listing) if found)
+
+
+def state(topic_id: bytes) -> str:
+    """State slots of a topic's partitions, in `run/`."""
+    return f"{topic_id.hex()}.state"
+
+
+def locks(topic_id: bytes) -> str:
+    """Lock bytes of a topic's partitions, in `run/`."""
+    return f"{topic_id.hex()}.lock"

@@ -1,0 +1,1 @@
+"""A partition: segments, state slot, append, read, recovery, sync."""

@@ -1,0 +1,62 @@
+"""Leader epochs and where they begin (KIP-101, KIP-279): a fold over segment headers, kept in `leader-epoch-checkpoint`."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+from streamlog._format import checkpoint, names
+from streamlog._log import segment
+from streamlog._os import files
+from streamlog._os.files import FileSystem
+from streamlog.errors import StorageError
+
+
+class Epochs:
+    """Epochs with their start offsets, rising in both."""
+
+    __slots__ = ("entries",)
+
+    def __init__(self, entries: Sequence[tuple[int, int]]) -> None:
+        self.entries = list(entries)
+
+    def latest(self) -> int:
+        """The epoch that is written now."""
+        return self.entries[-1][0]
+
+    def end_offset_for(self, epoch: int, log_end: int) -> int:
+        """Where an epoch ended: the start of the next higher one, or the log's end (org.apache.kafka's LeaderEpochFileCache)."""
+        return next((start for number, start in self.entries if number > epoch), log_end)
+
+
+def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
+    """The epochs of a log: from the checkpoint where it agrees with the active segment, else from the segment headers."""
+    latest = segment.read_header(fs, f"{directory}/{names.log(bases[-1])}").leader_epoch
+    try:
+        rows = checkpoint.decode(files.read_file(fs, f"{directory}/{names.LEADER_EPOCHS}"), 2)
+        entries = [(int(epoch), int(start)) for epoch, start in rows]
+        if entries and entries == sorted(set(entries)) and entries[-1][0] == latest and entries[-1][1] <= bases[-1]:
+            return Epochs(entries)
+    except (FileNotFoundError, ValueError):
+        pass
+    return from_headers(fs, directory, bases)
+
+
+def from_headers(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
+    """The epochs that the segments themselves name."""
+    entries: list[tuple[int, int]] = []
+    for base in bases:
+        try:
+            epoch = segment.read_header(fs, f"{directory}/{names.log(base)}").leader_epoch
+        except StorageError:
+            continue  # a damaged header hides its epoch; the next one bounds it
+        if not entries or epoch > entries[-1][0]:
+            entries.append((epoch, base))
+    return Epochs(entries)
+
+
+def save(fs: FileSystem, directory: str, epochs: Epochs) -> None:
+    """Write the checkpoint (derived: a crash leaves the old one, which then does not agree and is not used)."""
+    path = f"{directory}/{names.LEADER_EPOCHS}"
+    files.write_whole(fs, path, checkpoint.encode(epochs.entries), temporary=f"{path}{names.TEMPORARY}")

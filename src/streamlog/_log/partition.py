@@ -1,0 +1,521 @@
+"""A partition's log in one process: append, sync, and what readers share.
+
+`append` is the protocol of docs/crash-safety.md, step by step; tests/model/append.py is the same as a model that is searched
+exhaustively, and its step names stand in the comments: up roll put words hwm down.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+from streamlog._format import batch as fmt
+from streamlog._format import index as index_format
+from streamlog._format import names
+from streamlog._format.batch import BATCH_HEADER_SIZE, NO_PRODUCER, SEGMENT_HEADER_SIZE, seal_head
+from streamlog._log import epochs, recovery, segment
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import (
+    BELL,
+    BOOT,
+    DEAD,
+    DIRECTORY,
+    DIRTY,
+    END,
+    EPOCH,
+    FAILED,
+    FIRST_TIMESTAMP,
+    HWM,
+    INDEX_END,
+    INDEXED,
+    INODE,
+    MAX_TIMESTAMP,
+    POSITION,
+    SALT,
+    SEGMENT,
+    START,
+    SYNCED,
+    SYNCED_AT,
+    SYNCING,
+    TURN,
+    Slot,
+)  # fmt: skip
+from streamlog._os import locks, process
+from streamlog._os.clock import monotonic_ns
+from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSystem
+from streamlog._os.locks import PARTITION, SYNC, ByteLock, LockFile, under
+from streamlog._os.mapping import STRONG_ORDER
+from streamlog._os.wake import Bell, barrier
+from streamlog.errors import DiskFailedError, UnknownTopicOrPartitionError
+
+_FLAG = 2 * BELL + 1
+_OFFSET_SPAN = 2**31 - 1
+
+
+class Pending:
+    """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in."""
+
+    __slots__ = ("attempt", "attributes", "base_offset", "base_timestamp", "columns", "count", "epoch", "max_timestamp")
+
+    def __init__(self, attributes: int, columns: bytes, count: int, base_timestamp: int, max_timestamp: int) -> None:
+        self.attributes, self.columns, self.count = attributes, columns, count
+        self.base_timestamp, self.max_timestamp = base_timestamp, max_timestamp
+        self.base_offset = self.epoch = -1
+        self.attempt: tuple[int, bytes] | None = None  # where an append that was broken off would have put it, and its header
+
+
+class LogSettings:
+    """What a partition's log needs of its topic's configuration."""
+
+    __slots__ = ("flush_messages", "flush_ms", "index_interval_bytes", "reserve", "segment_bytes", "segment_ms")
+
+    def __init__(
+        self,
+        segment_bytes: int = 64 << 20,
+        segment_ms: int = 604_800_000,
+        index_interval_bytes: int = 4096,
+        flush_messages: int = 2**63 - 1,
+        flush_ms: int = 2**63 - 1,
+        *,
+        reserve: bool = True,
+    ) -> None:
+        self.segment_bytes, self.segment_ms, self.index_interval_bytes = segment_bytes, segment_ms, index_interval_bytes
+        self.flush_messages, self.flush_ms, self.reserve = flush_messages, flush_ms, reserve
+
+
+class PartitionLog:
+    """The log of one partition.  Opens nothing before its first use; safe to share between threads."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: str,
+        topic: str,
+        topic_id: bytes,
+        partition: int,
+        slot: Slot,
+        lock_file: LockFile,
+        cluster_bell: Bell,
+        settings: LogSettings,
+        recovery_point: int = 0,
+    ) -> None:
+        self.fs, self.directory = fs, directory
+        self.topic, self.topic_id, self.partition = topic, topic_id, partition
+        self.slot, self.words, self.settings = slot, slot.words, settings
+        self.recovery_point = recovery_point
+        self.boot, self.pid = fs.boot_id(), process.pid()
+        self.lock = ByteLock(lock_file, 2 * partition + 2, PARTITION, self._describe_lock)
+        self.sync_lock = ByteLock(lock_file, 2 * partition + 3, SYNC, self._describe_sync_lock)
+        self.bell = Bell(slot.page, slot.bell_index)
+        self._cluster_bell = cluster_bell
+        self._cluster_flag = cluster_bell.index + 1
+        self._cluster_halves = cluster_bell.halves
+        self._halves, self._map = slot.halves, slot.map
+        self._known_start, self._known_end = slot.known_start, slot.known_end
+        self.forget()
+        self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
+        self._listing: tuple[int, list[int]] = (-1, [])
+        self._epochs: tuple[int, epochs.Epochs | None] = (-1, None)
+        self._synced_segment = -1
+
+    # ---- what this process knows of the active segment: counts only while `_known` is what the slot says ---------------
+
+    def forget(self) -> None:
+        """Drop what is known; files are closed.  Under the lock, or where nobody else can be inside."""
+        self._known = b""
+        for name in ("_fd", "_index_fd"):
+            fd = getattr(self, name, -1)
+            if fd >= 0:
+                self.fs.close(fd)
+            setattr(self, name, -1)
+
+    def release_files(self) -> bool:
+        """Close the files if no thread of this process is inside; they are opened again when needed."""
+        if not self.lock.acquire(False):
+            return False
+        try:
+            self.forget()
+        finally:
+            self.lock.release()
+        return True
+
+    def check_place(self) -> None:
+        """Let go of files whose directory was removed or replaced under our feet: the next append looks again (H8)."""
+        words = self.words
+        if words[BOOT] == self.boot:
+            try:
+                inode = self.fs.stat(self.directory).st_ino
+            except FileNotFoundError:
+                inode = -1
+            if inode != words[DIRECTORY]:
+                self.release_files()
+
+    @property
+    def name(self) -> str:
+        """Topic and partition, as in "clicks-0"."""
+        return names.partition(self.topic, self.partition)
+
+    def _describe_lock(self) -> str:
+        return self._described("partition lock", DIRTY)
+
+    def _describe_sync_lock(self) -> str:
+        return self._described("sync lock", SYNCING)
+
+    def _described(self, what: str, word: int) -> str:
+        pid = self.words[word]
+        if pid:
+            return f"the {what} of {self.name}, held by process {pid} ({locks.process_state(pid)})"
+        return f"the {what} of {self.name}, held by another process"
+
+    # ---- append ----------------------------------------------------------------------------------------------------------
+
+    def append(self, batch: Pending, timeout: float) -> None:
+        """Write a batch and publish it; `batch.base_offset` and `batch.epoch` say where it went.
+
+        Durability: the kernel has it.  A batch whose earlier append was broken off is not written twice.
+        Raises: StreamlogTimeoutError (nothing written), StorageFullError, DiskFailedError, UnknownTopicOrPartitionError.
+        """
+        under(self.lock, timeout, self._append, batch)
+        if self._halves[_FLAG]:
+            self.bell.ring()
+        if self._cluster_halves[self._cluster_flag]:
+            self._cluster_bell.ring()
+
+    def _append(self, batch: Pending) -> None:
+        words = self.words
+        if self._map[self._known_start : self._known_end] != self._known:
+            self.settle(for_append=True)
+        if batch.attempt is not None and self._is_written(batch):
+            return
+        columns, position, offset = batch.columns, words[POSITION], words[END]
+        length = BATCH_HEADER_SIZE + len(columns)
+        try:
+            words[DIRTY] = self.pid  # up
+            if position > SEGMENT_HEADER_SIZE and self._is_full(batch, position + length, offset):
+                self._roll(offset, position)
+                position = SEGMENT_HEADER_SIZE
+            end = position + length
+            if end > self._reserved:
+                self._reserve(end)
+            head = seal_head(
+                self._salt, columns, offset, batch.attributes, length, batch.count, batch.count - 1, batch.base_timestamp,
+                batch.max_timestamp, *NO_PRODUCER, self.epoch, len(columns),
+            )  # fmt: skip
+            batch.attempt = offset, head
+            if length <= SMALL_WRITE:  # put
+                self.fs.pwrite(self._fd, head + columns, position, self._path)
+            else:
+                self.fs.pwritev(self._fd, (head, columns), position, self._path)
+            if position == SEGMENT_HEADER_SIZE:
+                words[FIRST_TIMESTAMP] = batch.base_timestamp
+            if batch.max_timestamp > words[MAX_TIMESTAMP]:
+                words[MAX_TIMESTAMP] = batch.max_timestamp
+            if position - words[INDEXED] >= self.settings.index_interval_bytes:
+                self._write_index_entry(offset, position)
+            words[END] = offset + batch.count  # words
+            words[POSITION] = end
+            if not STRONG_ORDER:
+                barrier()
+            words[HWM] = offset + batch.count  # hwm
+            batch.base_offset, batch.epoch = offset, self.epoch
+            words[DIRTY] = 0  # down
+        except BaseException:
+            self._known = b""  # the mark is up: whoever comes next derives the words from the log
+            raise
+
+    def _is_written(self, batch: Pending) -> bool:
+        """Whether an append that was broken off did get its bytes into the log (by adoption)."""
+        assert batch.attempt is not None
+        offset, head = batch.attempt
+        if offset >= self.words[END] or offset < self.words[START]:
+            return False
+        bases = self.segments()
+        view = SegmentView(self.fs, self.directory, bases[bisect_right(bases, offset) - 1])
+        position, base = view.find(offset, self.words[POSITION])
+        found = view.batch(position, 0)
+        if base != offset or found.data[:BATCH_HEADER_SIZE] != head:
+            return False
+        batch.base_offset, batch.epoch = offset, found.leader_epoch
+        return True
+
+    def _is_full(self, batch: Pending, end: int, offset: int) -> bool:
+        """Whether the next batch begins a new segment: by bytes, event time or offset span (Kafka's LogSegment.shouldRoll)."""
+        return (
+            end > self.settings.segment_bytes
+            or batch.max_timestamp - self.words[FIRST_TIMESTAMP] > self.settings.segment_ms
+            or offset + batch.count - 1 - self.base_offset > _OFFSET_SPAN
+        )
+
+    def _roll(self, offset: int, position: int) -> None:
+        """Go on in a new segment: its name, then `turn`, then segment and position."""
+        old_fd, old_path, words = self._fd, self._path, self.words
+        self._write_index_entry(offset, position)  # the closing entry: the sealed segment's largest timestamp
+        salt = segment.new_salt()
+        header = fmt.seal_segment_header(salt, self.topic_id, offset, self.partition, self.epoch)
+        segment.create(self.fs, self.directory, header, offset)  # roll
+        self.store_turn()
+        old_index_fd, self._fd, self._index_fd = self._index_fd, -1, -1
+        try:
+            self._open_active(offset)
+        finally:
+            for fd in (old_index_fd, old_fd):
+                if fd != old_fd:
+                    self.fs.close(fd)
+        words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
+        words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
+        self._create_index()
+        self._learn()
+        try:
+            self.fs.truncate(old_fd, position, old_path)
+        finally:
+            self.fs.close(old_fd)
+
+    def store_turn(self) -> None:
+        """Announce a change that is not an append: a value that was never there before (H4)."""
+        words = self.words
+        words[TURN] = max(words[TURN] + 1, monotonic_ns())
+
+    def _reserve(self, needed: int) -> None:
+        size = self.fs.fstat(self._fd).st_size
+        if size < needed:
+            if self.settings.reserve:
+                size = segment.reserve(self.fs, self._fd, self._path, size, needed, self.settings.segment_bytes)
+            else:
+                size = max(size, -(-needed // segment.FIRST_STEP) * segment.FIRST_STEP)
+                self.fs.truncate(self._fd, size, self._path)
+        self._reserved = size
+
+    # ---- index -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _index_path(self) -> str:
+        return f"{self.directory}/{names.index(self.base_offset)}"
+
+    def _create_index(self) -> None:
+        self._index_fd = self.fs.open(self._index_path, O_RDWR | O_CREAT | O_TRUNC)
+        head = index_format.header(self._salt, self.base_offset)
+        self.fs.pwrite(self._index_fd, head, 0, self._index_path)
+        self.words[INDEX_END], self.words[INDEXED] = len(head), 0
+
+    def _write_index_entry(self, offset: int, position: int) -> None:
+        entry = index_format.ENTRY.pack(offset, position, self.words[MAX_TIMESTAMP])
+        at = self.words[INDEX_END]
+        self.fs.pwrite(self._index_fd, entry, at, self._index_path)
+        self.words[INDEXED], self.words[INDEX_END] = position, at + len(entry)
+
+    # ---- the slow path of step 1 -----------------------------------------------------------------------------------------
+
+    def settle(self, *, for_append: bool) -> None:
+        """Bring slot and memory in step with the log, recovering it where that is due.  Under the partition's lock.
+
+        Raises: UnknownTopicOrPartitionError (deleted), DiskFailedError (a sync failed, or the directory is gone).
+        """
+        words = self.words
+        self.forget()
+        if words[BOOT] == DEAD:
+            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+        action = recovery.decide(self._facts(for_append))
+        if action is not None:
+            action(self)
+        if for_append:
+            self._may_recover_failure = False
+        self._open_active(words[SEGMENT])
+        if self._inode != words[INODE] or self._salt != words[SALT]:
+            self.forget()
+            raise DiskFailedError(f"{self._path} is not the file that {self.name} was written to: it was replaced; open the cluster again")
+        self._open_index()
+        self._learn()
+
+    def _facts(self, for_append: bool) -> recovery.Facts:
+        words = self.words
+        try:
+            directory = self.fs.stat(self.directory).st_ino
+        except FileNotFoundError:
+            raise DiskFailedError(f"{self.directory} is gone; {self.name} cannot be read or written") from None
+        return recovery.Facts(
+            valid=words[BOOT] == self.boot and words[DIRECTORY] == directory,
+            failed=bool(words[FAILED]) and for_append,
+            dirty=bool(words[DIRTY]),
+            opener=self._may_recover_failure,
+        )
+
+    def _open_active(self, base_offset: int) -> None:
+        self.base_offset = base_offset
+        self._path = f"{self.directory}/{names.log(base_offset)}"
+        self._fd = self.fs.open(self._path, O_RDWR)
+        found = self.fs.fstat(self._fd)
+        self._inode, self._reserved = found.st_ino, found.st_size
+        header = segment._checked_header(self.fs.pread(self._fd, SEGMENT_HEADER_SIZE, 0, self._path), self._path)
+        self._salt, self.epoch = header.salt, header.leader_epoch
+
+    def _open_index(self) -> None:
+        """The active segment's index; begun anew where it is missing or another's (it is derived)."""
+        head = index_format.header(self._salt, self.base_offset)
+        try:
+            self._index_fd = self.fs.open(self._index_path, O_RDWR)
+            size = self.fs.fstat(self._index_fd).st_size
+            if self.fs.pread(self._index_fd, len(head), 0, self._index_path) == head and size >= self.words[INDEX_END] > 0:
+                return
+            self.fs.close(self._index_fd)
+        except FileNotFoundError:
+            pass
+        self._create_index()
+
+    def _learn(self) -> None:
+        """What the slot says now is what this process knows."""
+        self.epoch = self.words[EPOCH]
+        self._known = self._map[self._known_start : self._known_end - 8] + bytes(8)  # with the mark down
+
+    def ensure_valid(self, timeout: float) -> None:
+        """For readers: recover the log if nobody has since the boot, so that the slot counts."""
+        words = self.words
+        if words[BOOT] == DEAD:
+            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+        if words[BOOT] != self.boot:
+            under(self.lock, timeout, self.settle, for_append=False)
+
+    # ---- what readers share: lists that count while `turn` is the one they were read at ----------------------------------
+
+    def segments(self) -> list[int]:
+        """Base offsets of the segments, in order; fresh as of the present `turn`."""
+        turn = self.words[TURN]  # before the directory (slow-turn-first)
+        if self._listing[0] != turn:
+            self._listing = turn, names.base_offsets(self.fs.listdir(self.directory))
+        return self._listing[1]
+
+    def leader_epochs(self) -> epochs.Epochs:
+        """Leader epochs with their start offsets, fresh as of the present `turn`."""
+        turn = self.words[TURN]
+        found = self._epochs[1]
+        if found is None or self._epochs[0] != turn:
+            found = epochs.load(self.fs, self.directory, self.segments())
+            self._epochs = turn, found
+        return found
+
+    @property
+    def high_watermark(self) -> int:
+        """Readers see offsets below it."""
+        return self.words[HWM]  # type: ignore[no-any-return]
+
+    @property
+    def start_offset(self) -> int:
+        """The first offset that can be read."""
+        return self.words[START]  # type: ignore[no-any-return]
+
+    def sizes(self) -> tuple[int, int]:
+        """Segments and their bytes, reserved space not counted."""
+        bases = self.segments()
+        sealed = sum(self.fs.stat(f"{self.directory}/{names.log(base)}").st_size for base in bases[:-1])
+        return len(bases), sealed + self.words[POSITION]
+
+    # ---- sync ----------------------------------------------------------------------------------------------------------------
+
+    def wait_synced(self, end: int, epoch: int, timeout: float) -> None:
+        """Return once all below `end`, appended in `epoch`, is on the disk.  One sync serves all who wait (group commit).
+
+        Raises: DiskFailedError (a sync failed: refused until the partition is opened again), StreamlogTimeoutError.
+        """
+        words = self.words
+        while True:
+            synced = words[SYNCED]  # before the epoch (H30)
+            if words[EPOCH] != epoch or words[FAILED]:
+                raise DiskFailedError(f"{self.name}: a sync failed before offset {end} was on the disk; open the cluster again")
+            if synced >= end:
+                return
+            under(self.sync_lock, timeout, self._sync, end, timeout)
+
+    def _sync(self, end: int, timeout: float) -> None:
+        """Sync everything from the recovery point on.  Under the sync lock, never under the partition's."""
+        words = self.words
+        if words[SYNCED] >= end or words[FAILED]:
+            return
+        if words[SYNCING]:  # whoever began a sync died in it: its error, if there was one, died with it (H30)
+            under(self.lock, timeout, self._recover_unknown_sync)
+            return
+        epoch, noted = words[EPOCH], words[HWM]
+        words[SYNCING] = self.pid
+        try:
+            self._sync_files()
+        except OSError as error:
+            words[FAILED] = 1
+            words[SYNCING] = 0
+            raise DiskFailedError(f"sync of {self.name}: {error}; it refuses writes until the cluster is opened again") from error
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt | SystemExit):
+                words[FAILED] = 1
+            words[SYNCING] = 0
+            raise
+        under(self.lock, timeout, self._store_synced, noted, epoch)
+        words[SYNCING] = 0
+
+    def _store_synced(self, noted: int, epoch: int) -> None:
+        words = self.words
+        if words[EPOCH] == epoch and words[SYNCED] < noted:
+            words[SYNCED] = noted
+            words[SYNCED_AT] = monotonic_ns() // 1_000_000
+
+    def _recover_unknown_sync(self) -> None:
+        if self.words[SYNCING] and self.words[BOOT] == self.boot:
+            self.forget()
+            recovery.rewrite_unsynced(self)
+
+    def _sync_files(self) -> None:
+        """Older segments from the recovery point, the directory, then the active segment (H29)."""
+        bases = self.segments()
+        first = max(0, bisect_right(bases, self.words[SYNCED]) - 1)
+        for base in bases[first:-1]:
+            self._sync_file(base)
+        if self._synced_segment != bases[-1]:
+            self.fs.sync_dir(self.directory)
+            self._synced_segment = bases[-1]
+        self._sync_file(bases[-1])
+
+    def _sync_file(self, base_offset: int) -> None:
+        path = f"{self.directory}/{names.log(base_offset)}"
+        fd = self.fs.open(path, O_RDWR)
+        try:
+            self.fs.sync(fd, path)
+        finally:
+            self.fs.close(fd)
+
+    def flush_due(self) -> bool:
+        """Whether `flush_messages` or `flush_ms` asks for a sync now."""
+        words, settings = self.words, self.settings
+        return bool(
+            words[HWM] - words[SYNCED] >= settings.flush_messages
+            or (words[HWM] > words[SYNCED] and monotonic_ns() // 1_000_000 - words[SYNCED_AT] >= settings.flush_ms)
+        )
+
+    # ---- birth and death -----------------------------------------------------------------------------------------------------
+
+    def mark_deleted(self, timeout: float) -> None:
+        """The topic is deleted: the slot's words are 0 for ever, waiters wake."""
+        under(self.lock, timeout, self._mark_deleted)
+        self.bell.ring()
+
+    def _mark_deleted(self) -> None:
+        self.forget()
+        words = self.words
+        words[BOOT] = DEAD
+        words[HWM] = 0
+        self.store_turn()
+
+
+    def initialise(self, timeout: float) -> None:
+        """Fill the slot of a partition that was just made, so that its first use is no recovery."""
+        under(self.lock, timeout, recovery.begin, self)
+
+
+def create(fs: FileSystem, directory: str, topic_id: bytes, partition: int) -> None:
+    """Bring an empty partition into being, on the disk before this returns (the metadata record commits it)."""
+    fs.mkdir(directory)
+    header = fmt.seal_segment_header(segment.new_salt(), topic_id, 0, partition, 0)
+    segment.create(fs, directory, header, 0, synced=True)
+
+
+def sort_by_name(logs: Sequence[PartitionLog]) -> list[PartitionLog]:
+    """The order in which several partitions' locks are taken."""
+    return sorted(logs, key=lambda log: (log.topic, log.partition))

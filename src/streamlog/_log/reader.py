@@ -1,0 +1,210 @@
+"""A reader of one partition: no lock and no system call in the steady state (docs/crash-safety.md, "The read")."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, UnsupportedVersion
+from streamlog._log.partition import PartitionLog
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
+from streamlog._os.locks import under
+from streamlog._os.mapping import STRONG_ORDER
+from streamlog._os.wake import barrier
+from streamlog.errors import CorruptRecordError, OffsetOutOfRangeError, UnknownTopicOrPartitionError, UnsupportedFormatError
+
+_RETRIES = 100  # directory changes under one look; each is a roll or a cut that finished meanwhile
+_NO_LIMIT = 2**62
+
+
+class LogReader:
+    """Reads a partition's batches in order, from an offset.  Belongs to one thread."""
+
+    __slots__ = ("_limit", "_position", "_turn", "_view", "epoch", "log", "offset", "timeout", "verify", "words")
+
+    def __init__(self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0) -> None:
+        """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known)."""
+        self.log, self.words, self.verify, self.timeout = log, log.words, verify, timeout
+        self.offset = offset  # of the next batch to read; at first possibly inside one
+        self.epoch = epoch
+        self._view: SegmentView | None = None
+        self._turn = -1
+        self._position, self._limit = 0, 0
+
+    def is_ready(self) -> bool:
+        """Whether `next` has something to say: a batch, or a change to look into."""
+        return bool(self.words[HWM] > self.offset or self.words[TURN] != self._turn)
+
+    def release(self) -> None:
+        """Let the mapping go; the next look finds its place again."""
+        self._view, self._turn = None, -1
+
+    def next(self) -> Batch | None:
+        """The next published batch, or None where there is none yet.
+
+        Raises: OffsetOutOfRangeError, CorruptRecordError (its `next_offset` can be read), UnsupportedFormatError,
+        DiskFailedError, UnknownTopicOrPartitionError.
+        """
+        words = self.words
+        while True:
+            if self.offset >= self._limit:
+                self._locate()
+            high_watermark = words[HWM]  # first the high watermark, then turn (reader-hwm-then-turn)
+            if not STRONG_ORDER:
+                barrier()
+            if words[TURN] != self._turn:
+                self._locate()
+                continue
+            if self.offset >= high_watermark:
+                return None
+            if self.offset >= self._limit:
+                continue
+            return self._read()
+
+    def _read(self) -> Batch:
+        view, position = self._view, self._position
+        assert view is not None
+        try:
+            batch = view.batch(position, self._published(), verify=self.verify)
+            if not batch.base_offset <= self.offset < batch.next_offset:
+                raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
+        except (ValueError, UnsupportedVersion):
+            batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
+        self._position = position + batch.length
+        self.offset, self.epoch = batch.next_offset, batch.leader_epoch
+        return batch
+
+    def _published(self) -> int:
+        """Up to where the view's bytes may be touched: the end of a sealed segment, the published position of the active one."""
+        words = self.words
+        position = words[POSITION]
+        assert self._view is not None
+        active = words[SEGMENT] == self._view.header.base_offset and words[TURN] == self._turn
+        return position if active else self._view.size
+
+    def _read_again(self, view: SegmentView, position: int) -> Batch:
+        """Under the lock: what still does not hold is damage."""
+        view.checked = view.checked_from = 0
+        try:
+            batch = view.batch(position, self._published())
+            if not batch.base_offset <= self.offset < batch.next_offset:
+                raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
+            return batch
+        except (ValueError, UnsupportedVersion) as error:
+            end = min(self._published(), view.size)
+            beyond = view.after_damage(position, self.offset, end)
+            next_offset = beyond[0] if beyond else min(self._limit, self.words[HWM])
+            message = f"{view.path}, position {position}, offset {self.offset} of {self.log.name}: {error}; next readable: {next_offset}"
+            if isinstance(error, UnsupportedVersion):
+                raise UnsupportedFormatError(message, view.path, position, next_offset) from None
+            expected, _, found = str(error).partition(", ")
+            raise CorruptRecordError(message, view.path, position, expected, found, next_offset) from None
+
+    # ---- the slow path: by offset ------------------------------------------------------------------------------------------
+
+    def _locate(self) -> None:
+        """Find the segment and the position of `offset`."""
+        self.log.ensure_valid(self.timeout)
+        for _ in range(_RETRIES):
+            turn = self.words[TURN]  # before the directory (slow-turn-first)
+            try:
+                if self._find(turn):
+                    return
+            except FileNotFoundError:
+                if self.words[BOOT] == DEAD or self.words[TURN] == turn:
+                    self._missing()
+        self._missing()
+
+    def _missing(self) -> None:
+        if self.words[BOOT] == DEAD:
+            raise UnknownTopicOrPartitionError(f"topic {self.log.topic!r} was deleted")
+        raise CorruptRecordError(
+            f"{self.log.directory}: a segment of {self.log.name} is missing", self.log.directory, 0, "a segment", None, self.offset
+        )
+
+    def _find(self, turn: int) -> bool:
+        log, words = self.log, self.words
+        bases = log.segments()
+        if self.epoch >= 0:
+            self._check_epoch()
+        high_watermark = words[HWM]
+        if words[BOOT] == DEAD:
+            self._missing()
+        if not words[START] <= self.offset <= high_watermark:
+            if words[TURN] != turn:
+                return False
+            raise OffsetOutOfRangeError(f"offset {self.offset} of {log.name}: [{words[START]}, {high_watermark}] can be read")
+        at = bisect_right(bases, self.offset) - 1
+        limit = bases[at + 1] if at + 1 < len(bases) else _NO_LIMIT
+        if self._view is None or self._view.header.base_offset != bases[at] or words[TURN] != self._turn:
+            self._view = SegmentView(log.fs, log.directory, bases[at])
+        view = self._view
+        self._turn, self._limit = turn, limit
+        ahead = view.size if limit != _NO_LIMIT else words[POSITION]
+        if words[TURN] != turn:
+            return False
+        try:
+            self._position, _ = view.find(self.offset, ahead)
+        except (ValueError, UnsupportedVersion):
+            self._position = self._find_around_damage(view, ahead)
+        return bool(words[TURN] == turn)
+
+    def _find_around_damage(self, view: SegmentView, ahead: int) -> int:
+        """A header on the way to `offset` is damaged: the first sound batch that holds `offset`, else the damage itself."""
+        position, base = SEGMENT_HEADER_SIZE, view.header.base_offset
+        while True:
+            try:
+                batch = view.batch(position, ahead)
+                if batch.base_offset < base:
+                    raise ValueError("falls")
+                if batch.next_offset > self.offset:
+                    return position
+                position, base = position + batch.length, batch.next_offset
+            except (ValueError, UnsupportedVersion):
+                beyond = view.after_damage(position, base - 1, min(ahead, view.size))
+                if beyond is None or beyond[0] > self.offset:
+                    return position
+                base, position = beyond
+            if base == self.offset:
+                return position
+
+    def _check_epoch(self) -> None:
+        """A position that lies beyond the end of its epoch was cut away: go on from the divergence (KIP-320)."""
+        known = self.log.leader_epochs()
+        end = known.end_offset_for(self.epoch, self.words[HWM])
+        if self.offset > end:
+            self.offset = end
+
+
+def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tuple[int, int, int] | None:
+    """Offset, timestamp and leader epoch of the first record, in log order, at or after `timestamp_ms`; None: there is none.
+
+    A sealed segment whose closing index entry says that all is earlier is passed over; inside one the index narrows the scan.
+    """
+    log.ensure_valid(timeout)
+    words = log.words
+    high_watermark = words[HWM]
+    bases = log.segments()
+    for base, limit in zip(bases, [*bases[1:], high_watermark]):
+        view = SegmentView(log.fs, log.directory, base)
+        index = view.index()
+        if len(index) and limit != high_watermark:
+            offset, _, largest = index.entry(len(index) - 1)
+            if offset == limit and largest < timestamp_ms:
+                continue
+        position, offset = SEGMENT_HEADER_SIZE, base
+        hint = index.by_timestamp(timestamp_ms)
+        if hint > SEGMENT_HEADER_SIZE and (found := view._hinted(hint, limit, view.size)) is not None and found < limit:
+            position, offset = hint, found
+        for _, batch in view.batches(position, offset, min(limit, high_watermark), view.size, verify=False):
+            if batch.max_timestamp >= timestamp_ms:
+                return _first_at_or_after(batch, timestamp_ms)
+    return None
+
+
+def _first_at_or_after(batch: Batch, timestamp_ms: int) -> tuple[int, int, int]:
+    timestamps = batch.columns().timestamps
+    if timestamps is None:
+        return batch.base_offset, batch.base_timestamp, batch.leader_epoch
+    number = next(n for n, timestamp in enumerate(timestamps) if timestamp >= timestamp_ms)
+    return batch.offsets()[number], timestamps[number], batch.leader_epoch

@@ -1,0 +1,336 @@
+"""Recovery of a partition: what was observed decides, by a table, what is done.  Everything here runs under the partition's lock.
+
+Only the high watermark is believed; the rest is derived from the log.  The log is the segments in order, each up to where the
+next begins, as long as the bases join, the epochs do not fall and every batch is whole; what does not join is stale.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamlog._log.partition import PartitionLog
+
+from streamlog._format import batch as fmt
+from streamlog._format import index as index_format
+from streamlog._format import names
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, SegmentHeader
+from streamlog._log import epochs, segment
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import (
+    BOOT,
+    DIRECTORY,
+    DIRTY,
+    END,
+    EPOCH,
+    FAILED,
+    FIRST_TIMESTAMP,
+    HWM,
+    INDEX_END,
+    INDEXED,
+    INODE,
+    MAX_TIMESTAMP,
+    POSITION,
+    SALT,
+    SEGMENT,
+    START,
+    SYNCED,
+    SYNCED_AT,
+    SYNCING,
+)  # fmt: skip
+from streamlog._os import process
+from streamlog._os.clock import monotonic_ns
+from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC
+from streamlog.errors import CorruptRecordError, DiskFailedError, StorageError
+
+_EVERYTHING = 2**62
+_COPY = 1 << 20
+
+
+class Facts:
+    """What step 1 of an append, or a reader's first look, finds."""
+
+    __slots__ = ("dirty", "failed", "opener", "valid")
+
+    def __init__(self, valid: bool, failed: bool, dirty: bool, opener: bool) -> None:
+        self.valid = valid  # the slot counts for this boot and this directory
+        self.failed = failed  # a sync failed, and this is an append
+        self.dirty = dirty  # somebody died between the first byte and the last word
+        self.opener = opener  # this process has not appended here since it opened the log
+
+
+class Row:
+    """A line of the table: None stands for either."""
+
+    __slots__ = ("action", "facts", "why")
+
+    def __init__(self, facts: tuple[bool | None, ...], action: Callable[[PartitionLog], None] | None, why: str) -> None:
+        self.facts, self.action, self.why = facts, action, why
+
+    def fits(self, facts: Facts) -> bool:
+        """Whether the facts are those of this row."""
+        seen = (facts.valid, facts.failed, facts.dirty, facts.opener)
+        return all(want is None or want == fact for want, fact in zip(self.facts, seen))
+
+
+def decide(facts: Facts) -> Callable[[PartitionLog], None] | None:
+    """The action for these facts; None: nothing is to be done."""
+    return next(row for row in CASES if row.fits(facts)).action
+
+
+def after_boot(log: PartitionLog) -> None:
+    """The slot does not count: a reboot, a power cut, a restored copy, or `run/` is gone.  Go on in a new segment.
+
+    The log is what is whole from the recovery point on; later segments are removed; the new segment has a new salt and the
+    epoch above the highest in any segment's header, and is on the disk, name included, before the slot counts (H27).
+    """
+    fs, directory, words = log.fs, log.directory, log.words
+    words[BOOT] = 0
+    words[HWM] = 0
+    words[FAILED] = words[SYNCING] = 0
+    listing = fs.listdir(directory)
+    for name in listing:
+        if name.endswith(names.TEMPORARY):
+            fs.unlink(f"{directory}/{name}")
+    bases = names.base_offsets(listing)
+    headers = {base: _header(log, base) for base in bases}
+    if not bases or headers[bases[0]] is None:
+        raise DiskFailedError(f"{directory} has no readable first segment; {log.name} cannot be opened")
+    epoch = max(header.leader_epoch for header in headers.values() if header) + 1
+    kept, end, tail = _whole(log, bases, headers)
+    for base in bases:
+        if base > end:
+            _remove(log, base)
+    _sync_kept(log, [base for base in kept if base != end])
+    salt = segment.new_salt()
+    header = fmt.seal_segment_header(salt, log.topic_id, end, log.partition, epoch)
+    segment.create(fs, directory, header, end, synced=True)
+    if tail is not None and tail[0] != end:
+        _cut_file(log, *tail)
+    kept = [base for base in kept if base != end] + [end]
+    epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
+    log.store_turn()
+    words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
+    _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
+    words[DIRECTORY] = fs.stat(directory).st_ino
+    words[HWM] = end
+    words[DIRTY] = 0
+    words[BOOT] = log.boot
+
+
+def begin(log: PartitionLog) -> None:
+    """The partition was just made by this process, and nobody has been here: the slot counts as it stands."""
+    words = log.words
+    if words[BOOT] == 0:
+        log.store_turn()
+        _store_words(log, SegmentView(log.fs, log.directory, 0), SEGMENT_HEADER_SIZE, 0)
+        words[DIRECTORY] = log.fs.stat(log.directory).st_ino
+        words[SYNCED_AT] = monotonic_ns() // 1_000_000
+        words[BOOT] = log.boot
+
+
+def _header(log: PartitionLog, base: int) -> SegmentHeader | None:
+    """A segment's header, None where it is damaged or belongs to another log."""
+    try:
+        header = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}")
+    except CorruptRecordError:
+        return None
+    whole = (header.topic_id, header.partition, header.base_offset) == (log.topic_id, log.partition, base)
+    return header if whole else None
+
+
+def _whole(
+    log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader | None]
+) -> tuple[list[int], int, tuple[int, int] | None]:
+    """The segments that make up the log, its end, and the last segment with the position where its whole batches end.
+
+    Segments that lie wholly below the recovery point are on the disk by contract and are not scanned.
+    """
+    first = max(0, bisect_right(bases, log.recovery_point) - 1)
+    kept, end, epoch = bases[:first], bases[first], 0
+    tail: tuple[int, int] | None = None
+    for base, limit in zip(bases[first:], [*bases[first + 1 :], _EVERYTHING]):
+        header = headers[base]
+        if base != end or header is None or header.leader_epoch < epoch:
+            break
+        epoch = header.leader_epoch
+        view = SegmentView(log.fs, log.directory, base)
+        position = SEGMENT_HEADER_SIZE
+        for position, batch in view.batches(position, base, limit, view.size):
+            end, position = batch.next_offset, position + batch.length
+        kept.append(base)
+        tail = base, position
+    return kept, end, tail
+
+
+def after_death(log: PartitionLog) -> None:
+    """The mark is up: somebody died inside.  A whole batch above the high watermark is adopted; a torn one is no part of the log."""
+    fs, directory, words = log.fs, log.directory, log.words
+    hwm = words[HWM]
+    bases = names.base_offsets(fs.listdir(directory))
+    kept = _joined(log, bases, hwm)
+    for base in bases:
+        if base not in kept:
+            _remove(log, base)
+    view = SegmentView(fs, directory, kept[-1])
+    try:
+        position, end = view.find(hwm, view.size)
+    except ValueError as error:
+        raise CorruptRecordError(f"{view.path}: {error}", view.path, 0, "a batch header", str(error), hwm) from None
+    if end != hwm:
+        raise CorruptRecordError(f"{view.path}: the log ends at {end}, below {hwm}", view.path, position, hwm, end, hwm)
+    for position, batch in view.batches(position, end, _EVERYTHING, view.size):
+        end, position = batch.next_offset, position + batch.length
+    log.store_turn()
+    _store_words(log, view, position, end)
+    words[HWM] = end
+    words[DIRTY] = 0
+
+
+def _joined(log: PartitionLog, bases: list[int], hwm: int) -> list[int]:
+    """The segments below or at the high watermark whose epochs do not fall; the others do not continue the log (H45)."""
+    kept: list[int] = []
+    epoch = 0
+    for base in bases:
+        header = _header(log, base)
+        if base > hwm or (header is not None and header.leader_epoch < epoch):
+            break
+        epoch = header.leader_epoch if header is not None else epoch
+        kept.append(base)
+    return kept
+
+
+def rewrite_unsynced(log: PartitionLog) -> None:
+    """A sync failed, or its outcome died with its process: everything past the recovery point is written anew (H30).
+
+    Its pages are readable and may not be on the disk, and a later sync would not say so.  They are copied into a new segment at a
+    raised epoch, written aside and synced; the rename commits.  Nothing visible changes but salts and epochs.
+    """
+    fs, directory, words = log.fs, log.directory, log.words
+    if words[DIRTY]:
+        after_death(log)
+    synced, end, bases = words[SYNCED], words[END], names.base_offsets(fs.listdir(directory))
+    epoch = words[EPOCH] + 1
+    salt = segment.new_salt()
+    temporary = f"{directory}/{names.log(synced)}.{process.pid()}{names.TEMPORARY}"
+    fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
+    try:
+        _copy(log, fd, temporary, bases, synced, end, salt, epoch)
+        fs.sync(fd, temporary)
+    finally:
+        fs.close(fd)
+    words[DIRTY] = log.pid
+    fs.replace(temporary, f"{directory}/{names.log(synced)}")
+    for base in bases:
+        if base > synced:
+            _remove(log, base)
+    fs.sync_dir(directory)
+    kept = [base for base in bases if base < synced] + [synced]
+    epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
+    log.store_turn()
+    view = SegmentView(fs, directory, synced)
+    _store_words(log, view, fs.stat(view.path).st_size, end)
+    words[SYNCED] = end
+    words[SYNCING] = words[FAILED] = 0
+    words[DIRTY] = 0
+
+
+def _copy(log: PartitionLog, fd: int, path: str, bases: list[int], start: int, end: int, salt: int, epoch: int) -> None:
+    """Write a segment that holds the batches of [start, end), sealed with another salt and epoch."""
+    pieces = [fmt.seal_segment_header(salt, log.topic_id, start, log.partition, epoch)]
+    position = size = 0
+    for base, limit in zip(bases, [*bases[1:], end]):
+        if limit <= start or base >= end:
+            continue
+        view = SegmentView(log.fs, log.directory, base)
+        at, offset = view.find(max(start, base), view.size)
+        for _, batch in view.batches(at, offset, min(limit, end), view.size):
+            pieces.append(fmt.reseal(bytes(batch.data), salt, epoch))
+            size += batch.length
+            offset = batch.next_offset
+            if size >= _COPY:
+                data = b"".join(pieces)
+                log.fs.pwritev(fd, (data,), position, path)
+                position, pieces, size = position + len(data), [], 0
+        if offset < min(limit, end):
+            raise CorruptRecordError(f"{view.path}: no whole batch at offset {offset}", view.path, 0, offset, None, min(limit, end))
+    log.fs.pwritev(fd, (b"".join(pieces),), position, path)
+
+
+def refuse(log: PartitionLog) -> None:
+    """This process wrote here when the sync failed, or after: it must see the failure, not go round it (H30)."""
+    raise DiskFailedError(f"a sync of {log.name} failed; it refuses writes until the cluster is opened again")
+
+
+CASES = (
+    #    valid  failed dirty  opener
+    Row((False, None, None, None), after_boot, "the slot is of another boot or directory: only the files count"),
+    Row((True, True, None, True), rewrite_unsynced, "an opener after a failed sync writes the doubtful part anew"),
+    Row((True, True, None, False), refuse, "after a failed sync everybody else stops"),
+    Row((True, False, True, None), after_death, "an owner died inside: derive the words from the log"),
+    Row((True, False, False, None), None, "nothing happened, or another process rolled or recovered"),
+)
+
+
+# ---- pieces --------------------------------------------------------------------------------------------------------------
+
+
+def _store_words(log: PartitionLog, view: SegmentView, position: int, end: int) -> None:
+    """Active segment, end and position, and what the next append needs to know of the segment."""
+    words = log.words
+    words[SEGMENT], words[INODE], words[SALT] = view.header.base_offset, view.inode, view.header.salt
+    words[EPOCH], words[POSITION], words[END] = view.header.leader_epoch, position, end
+    words[FIRST_TIMESTAMP], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = _measure(view, position)
+
+
+def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
+    """First and largest timestamp of a segment's batches below `position`, its last index entry and its index's size."""
+    if position == SEGMENT_HEADER_SIZE:
+        return 0, 0, 0, 0
+    first = view.batch(SEGMENT_HEADER_SIZE, position, verify=False)
+    index = view.index()
+    count = len(index)
+    while count and index.entry(count - 1)[1] >= position:
+        count -= 1
+    at, largest = (index.entry(count - 1)[1:]) if count else (SEGMENT_HEADER_SIZE, 0)
+    indexed = at if count else 0
+    size = index_format.HEADER.size + count * index_format.ENTRY.size if len(index) else 0
+    while at < position:
+        batch = view.batch(at, position, verify=False)
+        largest, at = max(largest, batch.max_timestamp), at + batch.length
+    return first.base_timestamp, largest, indexed, size
+
+
+def _remove(log: PartitionLog, base: int) -> None:
+    for name in (names.log(base), names.index(base)):
+        try:
+            log.fs.unlink(f"{log.directory}/{name}")
+        except FileNotFoundError:
+            pass
+
+
+def _sync_kept(log: PartitionLog, kept: list[int]) -> None:
+    """Where the boot is the same (a restored copy, a lost `run/`) pages may not be on the disk yet."""
+    for base in kept[max(0, bisect_right(kept, log.recovery_point) - 1) :]:
+        path = f"{log.directory}/{names.log(base)}"
+        fd = log.fs.open(path, O_RDWR)
+        try:
+            log.fs.sync(fd, path)
+        finally:
+            log.fs.close(fd)
+
+
+def _cut_file(log: PartitionLog, base: int, position: int) -> None:
+    """Give back the space behind the last whole batch of a segment that is sealed now."""
+    path = f"{log.directory}/{names.log(base)}"
+    try:
+        fd = log.fs.open(path, O_RDWR)
+    except StorageError:
+        return
+    try:
+        log.fs.truncate(fd, position, path)
+    finally:
+        log.fs.close(fd)

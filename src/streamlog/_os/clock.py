@@ -1,0 +1,30 @@
+"""The clocks: wall time for records and retention, monotonic time for waits.
+
+A cluster's clock can be moved for all its processes by an offset word in `run/` (tests do).
+"""
+
+from __future__ import annotations
+
+import time
+
+monotonic = time.monotonic
+monotonic_ns = time.monotonic_ns
+sleep = time.sleep
+_time_ns = time.time_ns
+
+
+class Clock:
+    """Wall time in whole milliseconds, moved by the cluster's offset word."""
+
+    __slots__ = ("_offset_index", "_words")
+
+    def __init__(self, words: memoryview, offset_index: int) -> None:
+        self._words, self._offset_index = words, offset_index
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970-01-01 UTC."""
+        return _time_ns() // 1_000_000 + self._words[self._offset_index]  # type: ignore[no-any-return]
+
+    def advance(self, ms: int) -> None:
+        """Move the clock of every process of the cluster forward."""
+        self._words[self._offset_index] += ms

@@ -1,0 +1,373 @@
+"""The one file-system protocol: every byte, name and sync of a cluster goes through a `FileSystem`.
+
+Assumptions about the disk (A1-A5) stand in docs/crash-safety.md.  Tests put another `FileSystem` in place of `LOCAL`:
+`streamlog.testing.faults` fails, halves or kills at a call by name; `streamlog.testing.memory_fs` loses power.
+
+Errors of the kernel become ours here: no space is `StorageFullError`, the rest `DiskFailedError`; a missing file stays
+`FileNotFoundError`, since for a reader it means "look at the directory again".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import stat as stat_module
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+else:
+    Protocol = object
+
+from streamlog.errors import DiskFailedError, StorageFullError, UnsupportedFileSystemError
+
+if sys.platform == "win32":
+    raise ImportError("streamlog needs POSIX byte-range locks and shared mappings, which Windows lacks; use WSL 2")
+
+O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_TRUNC = os.O_RDONLY, os.O_RDWR, os.O_CREAT, os.O_EXCL, os.O_TRUNC
+PAGE = mmap.PAGESIZE
+SMALL_WRITE = 64 << 10  # below this a write keeps the GIL (H15); above, copying takes long enough to let others run
+
+_libc = ctypes.PyDLL(None)
+_held_pwrite = _libc.pwrite
+_held_pwrite.restype = ctypes.c_ssize_t
+_libc_unlocked = ctypes.CDLL(None, use_errno=True)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOFOLLOW_CLOEXEC = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def storage_error(error: OSError, path: str, what: str) -> Exception:
+    """Our error for the kernel's: `what` was tried with `path`."""
+    if error.errno in _NO_SPACE:
+        return StorageFullError(f"{what} {path}: no space left on the device; free some and go on")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        made: OSError = PermissionError(error.errno, f"{what}: permission denied", path)
+        return made
+    return DiskFailedError(f"{what} {path}: {error.strerror}")
+
+
+class FileSystem(Protocol):
+    """What the log asks of a file system.  Paths are absolute strings; positions and sizes are bytes."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+        """Open without following a symbolic link in the last component; closed on exec."""
+        raise NotImplementedError
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        raise NotImplementedError
+
+    def pread(self, fd: int, size: int, position: int, path: str) -> bytes:
+        """Read up to `size` bytes."""
+        raise NotImplementedError
+
+    def pwrite(self, fd: int, data: bytes, position: int, path: str) -> None:
+        """Write all of `data` or raise."""
+        raise NotImplementedError
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], position: int, path: str) -> None:
+        """Write all of the buffers, one after the other, or raise."""
+        raise NotImplementedError
+
+    def allocate(self, fd: int, size: int, path: str) -> None:
+        """Make the file at least `size` bytes, with its blocks reserved where the file system can; never shrinks."""
+        raise NotImplementedError
+
+    def truncate(self, fd: int, size: int, path: str) -> None:
+        """Cut or extend the file to `size`."""
+        raise NotImplementedError
+
+    def sync(self, fd: int, path: str) -> None:
+        """Return once the file's data is on the disk (A2)."""
+        raise NotImplementedError
+
+    def sync_dir(self, path: str) -> None:
+        """Return once the directory's names are on the disk (A3)."""
+        raise NotImplementedError
+
+    def replace(self, source: str, target: str) -> None:
+        """Rename over `target`, atomically (A3)."""
+        raise NotImplementedError
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name; FileExistsError where the name is taken."""
+        raise NotImplementedError
+
+    def unlink(self, path: str) -> None:
+        """Remove a name."""
+        raise NotImplementedError
+
+    def mkdir(self, path: str) -> None:
+        """Make a directory; FileExistsError where it is there."""
+        raise NotImplementedError
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty directory."""
+        raise NotImplementedError
+
+    def listdir(self, path: str) -> list[str]:
+        """The names in a directory, in no order."""
+        raise NotImplementedError
+
+    def stat(self, path: str) -> os.stat_result:
+        """Stat by path, not following a link."""
+        raise NotImplementedError
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """Stat by descriptor."""
+        raise NotImplementedError
+
+    def map(self, fd: int, size: int, path: str, *, writable: bool = False) -> mmap.mmap:
+        """Map the first `size` bytes, shared; `size` must not be beyond the file's end."""
+        raise NotImplementedError
+
+    def free_bytes(self, path: str) -> int:
+        """Bytes that may still be written on the file system of `path`."""
+        raise NotImplementedError
+
+    def boot_id(self) -> int:
+        """A number, not 0 or 1, that changes with every boot."""
+        raise NotImplementedError
+
+
+class LocalFileSystem(FileSystem):
+    """The kernel's own."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+        try:
+            return os.open(path, flags | _NOFOLLOW_CLOEXEC, mode)
+        except (FileNotFoundError, FileExistsError, PermissionError):
+            raise
+        except OSError as error:
+            raise storage_error(error, path, "open") from error
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def pread(self, fd: int, size: int, position: int, path: str) -> bytes:
+        try:
+            return os.pread(fd, size, position)
+        except OSError as error:
+            raise storage_error(error, path, "read") from error
+
+    def pwrite(self, fd: int, data: bytes, position: int, path: str) -> None:
+        # Without argument types ctypes is 0.4 µs faster; a C int holds what is checked here.  A short or failed write
+        # is repeated by `os.pwrite`, which says why.
+        size = len(data)
+        if size > SMALL_WRITE or position > 0x7FFFFFFF or _held_pwrite(fd, data, size, position) != size:
+            self.pwritev(fd, (data,), position, path)
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], position: int, path: str) -> None:
+        try:
+            written = os.pwritev(fd, buffers, position)
+            if written != sum(map(len, buffers)):
+                rest = memoryview(b"".join(buffers))[written:]
+                while rest:
+                    position += written
+                    written = os.pwrite(fd, rest, position)
+                    rest = rest[written:]
+        except OSError as error:
+            raise storage_error(error, path, "write") from error
+
+    def allocate(self, fd: int, size: int, path: str) -> None:
+        # fallocate(2) itself: the C library's emulation writes zeros block by block (H10).
+        if sys.platform == "linux":
+            call = _libc_unlocked.fallocate64 if sys.maxsize < 2**32 else _libc_unlocked.fallocate
+            if call(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) == 0:
+                return
+            number = ctypes.get_errno()
+            if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise storage_error(OSError(number, os.strerror(number)), path, "reserve space in")
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
+
+    def truncate(self, fd: int, size: int, path: str) -> None:
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise storage_error(error, path, "truncate") from error
+
+    def sync(self, fd: int, path: str) -> None:
+        try:
+            os.fdatasync(fd) if sys.platform == "linux" else os.fsync(fd)
+        except OSError as error:
+            raise storage_error(error, path, "sync") from error
+
+    def sync_dir(self, path: str) -> None:
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            raise storage_error(error, path, "sync directory") from error
+        finally:
+            os.close(fd)
+
+    def replace(self, source: str, target: str) -> None:
+        self._named(os.rename, source, target)
+
+    def link(self, source: str, target: str) -> None:
+        self._named(os.link, source, target)
+
+    def unlink(self, path: str) -> None:
+        self._named(os.unlink, path)
+
+    def mkdir(self, path: str) -> None:
+        self._named(os.mkdir, path)
+
+    def rmdir(self, path: str) -> None:
+        self._named(os.rmdir, path)
+
+    def _named(self, call: object, *paths: str) -> None:
+        try:
+            call(*paths)  # type: ignore[operator]
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):
+            raise
+        except OSError as error:
+            raise storage_error(error, paths[-1], call.__name__) from error  # type: ignore[attr-defined]
+
+    def listdir(self, path: str) -> list[str]:
+        return os.listdir(path)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(path, follow_symlinks=False)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        return os.fstat(fd)
+
+    def map(self, fd: int, size: int, path: str, *, writable: bool = False) -> mmap.mmap:
+        try:
+            return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+        except OSError as error:
+            raise storage_error(error, path, "map") from error
+
+    def free_bytes(self, path: str) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+    def boot_id(self) -> int:
+        if sys.platform == "linux":
+            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+                return int(file.read().replace(b"-", b"")[:15], 16) + 2
+        import subprocess
+
+        found = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True)
+        return int(found.stdout.replace(b"-", b"")[:15], 16) + 2
+
+
+LOCAL: FileSystem = LocalFileSystem()
+
+
+# ---- what needs no double in tests -------------------------------------------------------------------------------
+
+
+def absolute(path: str) -> str:
+    """The path, absolute and with links resolved, so that a process which changes its directory keeps its files."""
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def is_directory(path: str) -> bool:
+    """Whether there is a directory of this name, not through a link in the last component."""
+    try:
+        return stat_module.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def make_directories(path: str) -> None:
+    """Make a directory and those above it, with the user's umask."""
+    os.makedirs(path, exist_ok=True)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and what is in it; what is gone already is no error."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def read_file(fs: FileSystem, path: str, limit: int = 1 << 26) -> bytes:
+    """The whole of a small file."""
+    fd = fs.open(path, O_RDONLY)
+    try:
+        return fs.pread(fd, min(limit, fs.fstat(fd).st_size), 0, path)
+    finally:
+        fs.close(fd)
+
+
+def write_whole(fs: FileSystem, path: str, data: bytes, *, temporary: str) -> None:
+    """Give `path` new content so that a crash leaves the old or the new: written aside, synced, renamed (the commit
+    step), directory synced (A2, A3).
+    """
+    fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
+    try:
+        fs.pwrite(fd, data, 0, temporary)
+        fs.sync(fd, temporary)
+    finally:
+        fs.close(fd)
+    fs.replace(temporary, path)
+    fs.sync_dir(path.rpartition("/")[0])
+
+
+def take_owner(path: str, like: str) -> None:
+    """Give a file made by root the owner of the directory `like`, so that `sudo` locks nobody out (H26)."""
+    if os.geteuid() == 0:
+        owner = os.stat(like)
+        if owner.st_uid != 0:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+_LOCAL_MAGIC = {
+    0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0x2FC12FC1: "zfs",
+    0xF2F52010: "f2fs", 0x794C7630: "overlayfs", 0x858458F6: "ramfs", 0x3153464A: "jfs", 0x52654973: "reiserfs",
+    0xCA451A4E: "bcachefs",
+}  # fmt: skip
+_NETWORK_MAGIC = {
+    0x6969: "NFS", 0xFF534D42: "CIFS", 0xFE534D42: "SMB2", 0x517B: "SMB", 0x01021997: "9p", 0x65735546: "FUSE",
+    0x6A656A63: "virtiofs", 0x5346414F: "AFS", 0x00C36400: "Ceph", 0x0BD00BD0: "Lustre", 0x47504653: "GPFS",
+}  # fmt: skip
+
+
+def file_system_name(path: str) -> tuple[str, bool]:
+    """The kind of file system that holds `path`, and whether it keeps our promises (shared mappings, byte locks)."""
+    if sys.platform != "linux":
+        return "local", True
+    buffer = ctypes.create_string_buffer(256)
+    if _libc_unlocked.statfs(os.fsencode(path), buffer) != 0:
+        return "unknown", False
+    magic = ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF
+    if magic in _LOCAL_MAGIC:
+        return _LOCAL_MAGIC[magic], True
+    return _NETWORK_MAGIC.get(magic, f"unknown (magic {magic:#x})"), False
+
+
+def check_file_system(path: str) -> None:
+    """Refuse a file system on which locks or mappings are not shared by all who open it."""
+    name, good = file_system_name(path)
+    if not good:
+        raise UnsupportedFileSystemError(
+            f"{path} is on {name}, where locks and mappings are not reliably shared between processes; "
+            "put the cluster on a local disk, or pass unsafe_filesystem=True and open it from one process only"
+        )
+
+
+# ---- reading mapped files: every page is brought in by a call that can fail before it is touched (H3) ----------------
+
+_MADV_POPULATE_READ = 22  # Linux 5.14
+
+
+def populate(mapping: mmap.mmap, start: int, end: int, fd_read: object, path: str) -> None:
+    """Bring pages [start, end) of a mapping in, so that a bad block is an error here and no SIGBUS later.
+
+    `fd_read(size, position)` reads the file where the kernel has no MADV_POPULATE_READ.
+    """
+    begin = start & -PAGE
+    try:
+        mapping.madvise(_MADV_POPULATE_READ, begin, end - begin)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise storage_error(error, path, "read") from error
+        fd_read(end - begin, begin)  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""Cluster metadata, brokers and the home directory: what exists, and who is here."""

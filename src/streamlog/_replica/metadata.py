@@ -1,0 +1,150 @@
+"""`__cluster_metadata`: the log of which everything that exists is a fold.
+
+A record is a msgpack array: its name (Kafka's), then its fields.  Records are written under the cluster's metadata lock and are on
+the disk before anybody acts on them, the writer included: a fold reads no further than what is synced.
+
+    ["TopicRecord", name, id, partitions, config]      a topic exists; config holds what differs from the defaults
+    ["PartitionsRecord", id, partitions]               it has more partitions now
+    ["ConfigRecord", id, config]                       its configuration is this now
+    ["RemoveTopicRecord", id]                          it is gone, for ever: ids are never used again
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+from streamlog._format import batch as fmt
+from streamlog._log.partition import PartitionLog, Pending
+from streamlog._log.reader import LogReader
+from streamlog._log.state import HWM, SYNCED
+from streamlog._os.locks import ByteLock, under
+from streamlog.config import TopicConfig
+from streamlog.errors import UnknownTopicOrPartitionError, UnsupportedFormatError
+
+TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
+
+
+class TopicMetadata:
+    """A topic as the metadata log has it.  Replaced, never changed."""
+
+    __slots__ = ("_config", "name", "overrides", "partitions", "topic_id")
+
+    def __init__(self, name: str, topic_id: bytes, partitions: int, overrides: dict[str, Any]) -> None:
+        self.name, self.topic_id, self.partitions, self.overrides = name, topic_id, partitions, overrides
+        self._config: TopicConfig | None = None
+
+    @property
+    def config(self) -> TopicConfig:
+        """All options, checked when first asked for (opening a cluster of 1,000 topics checks none)."""
+        if self._config is None:
+            self._config = TopicConfig(self.overrides)
+        return self._config
+
+
+class Metadata:
+    """This process's fold of the metadata log.  Safe to share between threads."""
+
+    def __init__(self, log: PartitionLog, lock: ByteLock) -> None:
+        self.log = log
+        self._lock = lock
+        self._words = log.words
+        self._fold_lock = allocate_lock()
+        self._reader: LogReader | None = None
+        self.topics: dict[str, TopicMetadata] = {}
+        self.by_id: dict[bytes, TopicMetadata] = {}
+        self.version = 0
+        """Offset up to which the log is folded; unequal to the slot's SYNCED: there is more."""
+
+    def changed(self) -> bool:
+        """Whether there is more to fold: one load."""
+        return bool(self._words[SYNCED] != self.version)
+
+    def refresh(self, timeout: float) -> None:
+        """Fold what is on the disk; sync first what a writer that died left unsynced."""
+        self.log.ensure_valid(timeout)
+        if self._words[SYNCED] < self._words[HWM]:
+            self._sync(timeout)
+        with self._fold_lock:
+            if self._reader is None:
+                self._reader = LogReader(self.log, self.log.start_offset, timeout=timeout)
+            while self._words[SYNCED] > self._reader.offset and (batch := self._reader.next()) is not None:
+                self._fold(batch)
+            self.version = self._reader.offset
+            self._reader.release()
+
+    def _sync(self, timeout: float) -> None:
+        words = self._words
+        self.log.wait_synced(words[HWM], self.log.leader_epochs().latest(), timeout)
+
+    def _fold(self, batch: fmt.Batch) -> None:
+        import msgpack  # here: 4 ms of a cold start
+
+        values = batch.columns().values
+        assert values is not None
+        for value in values.to_list():
+            name, *fields = msgpack.unpackb(value)
+            handler = getattr(self, f"_fold_{name}", None)
+            if handler is None:
+                raise UnsupportedFormatError(f"{self.log.directory}: record {name!r} is of a newer version", self.log.directory)
+            handler(*fields)
+
+    def _put(self, topic: TopicMetadata) -> None:
+        self.by_id[topic.topic_id] = self.topics[topic.name] = topic
+
+    def _fold_TopicRecord(self, name: str, topic_id: bytes, partitions: int, config: dict[str, Any]) -> None:
+        self._put(TopicMetadata(name, topic_id, partitions, config))
+
+    def _fold_PartitionsRecord(self, topic_id: bytes, partitions: int) -> None:
+        old = self.by_id[topic_id]
+        self._put(TopicMetadata(old.name, topic_id, partitions, old.overrides))
+
+    def _fold_ConfigRecord(self, topic_id: bytes, config: dict[str, Any]) -> None:
+        old = self.by_id[topic_id]
+        self._put(TopicMetadata(old.name, topic_id, old.partitions, config))
+
+    def _fold_RemoveTopicRecord(self, topic_id: bytes) -> None:
+        old = self.by_id.pop(topic_id)
+        del self.topics[old.name]
+
+    # ---- writing -------------------------------------------------------------------------------------------------------------
+
+    def write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None = None) -> None:
+        """Under the metadata lock, with all folded: append and sync the records that `decide` returns, fold them, then `act`.
+
+        `decide` raises what must be refused, and prepares what the records speak of; the synced append is the commit step.
+        """
+        under(self._lock, timeout, self._write, timeout, decide, act)
+
+    def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
+        import msgpack
+
+        self.refresh(timeout)
+        records = decide()
+        if records:
+            attributes, columns = fmt.encode_rows([msgpack.packb(record) for record in records])
+            now = self.now_ms()
+            batch = Pending(attributes, columns, len(records), now, now)
+            self.log.append(batch, timeout)
+            self.log.wait_synced(batch.base_offset + batch.count, batch.epoch, timeout)
+            self.log.bell.ring()  # who waits for metadata waits for what is synced
+            self.refresh(timeout)
+        if act is not None:
+            act()
+
+    now_ms: Callable[[], int]
+
+    def topic(self, name: str) -> TopicMetadata:
+        """A topic by name.  Raises UnknownTopicOrPartitionError."""
+        found = self.topics.get(name)
+        if found is None:
+            import difflib
+
+            near = difflib.get_close_matches(str(name), self.topics, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; create it with create_topic"
+            raise UnknownTopicOrPartitionError(f"there is no topic {name!r}{hint}")
+        return found

@@ -1,0 +1,258 @@
+"""Configuration: one frozen class for each kind of object, checked once, before anything is opened.
+
+Names are Kafka's with `.` written `_`; dotted names are taken too (`{"linger.ms": 5}`).  An unknown name, a value of the
+wrong type or out of range, and a value whose feature this version does not have are errors that say what would do.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, ClassVar
+
+from streamlog.errors import ConfigurationError, InvalidConfigError, UnknownConfigError
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+
+class Field:
+    """One option: how a value is checked, its default, and what it means."""
+
+    __slots__ = ("check", "default", "doc", "effective")
+
+    def __init__(self, check: Callable[[str, Any], Any], default: Any, doc: str, effective: bool = True) -> None:
+        self.check, self.default, self.doc, self.effective = check, default, doc, effective
+
+
+def number(default: int | None, low: int, high: int, doc: str, *, effective: bool = True) -> Any:
+    """A whole number in [low, high]; a string of digits is taken too."""
+
+    def check(name: str, value: Any) -> int | None:
+        if value is None and default is None:
+            return None
+        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InvalidConfigError(f"{name}={value!r}: a whole number in [{low}, {high}] is wanted")
+        if not low <= value <= high:
+            raise InvalidConfigError(f"{name}={value}: out of range [{low}, {high}]")
+        return value
+
+    return Field(check, default, doc, effective)
+
+
+def boolean(default: bool, doc: str) -> Any:
+    """True or False, or the strings "true" and "false"."""
+
+    def check(name: str, value: Any) -> bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise InvalidConfigError(f"{name}={value!r}: True or False is wanted")
+        return value
+
+    return Field(check, default, doc)
+
+
+def choice(default: Any, values: Iterable[Any], doc: str, *, later: Iterable[Any] = ()) -> Any:
+    """One of `values`; a value in `later` is Kafka's but not in this version, and is refused with that reason."""
+    values, later = tuple(values), tuple(later)
+
+    def check(name: str, value: Any) -> Any:
+        for known in values:
+            if type(value) is type(known) and value == known:
+                return value
+            if type(known) is int and str(known) == value:
+                return known
+        if any(type(value) is type(known) and value == known for known in later):
+            raise InvalidConfigError(f"{name}={value!r}: not in this version; one of {_listed(values)} is")
+        raise InvalidConfigError(f"{name}={value!r}: one of {_listed((*values, *later))} is wanted")
+
+    return Field(check, default, doc)
+
+
+def text(default: str | None, doc: str) -> Any:
+    """A string."""
+
+    def check(name: str, value: Any) -> str | None:
+        if value is not None and not isinstance(value, str):
+            raise InvalidConfigError(f"{name}={value!r}: a string is wanted")
+        return value
+
+    return Field(check, default, doc)
+
+
+def serde(doc: str) -> Any:
+    """A callable, or the name of a serde."""
+
+    def check(name: str, value: Any) -> Any:
+        if value is None or callable(value):
+            return value
+        from streamlog import serdes  # here: only those who name a serde pay for it
+
+        return serdes.named(name, value)
+
+    return Field(check, None, doc)
+
+
+def reset_policy(default: str, doc: str) -> Any:
+    """Kafka's reset policies: "earliest", "latest", "none" or "by_duration:" and an ISO 8601 duration."""
+
+    def check(name: str, value: Any) -> str:
+        if value in ("earliest", "latest", "none"):
+            return str(value)
+        if isinstance(value, str) and value.startswith("by_duration:"):
+            parse_duration_ms(value.removeprefix("by_duration:"))
+            return value
+        raise InvalidConfigError(f'{name}={value!r}: "earliest", "latest", "none" or "by_duration:PT1H" is wanted')
+
+    return Field(check, default, doc)
+
+
+def parse_duration_ms(duration: str) -> int:
+    """Milliseconds of an ISO 8601 duration of days, hours, minutes and seconds ("P1DT2H30M5.5S")."""
+    import re
+
+    found = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", duration)
+    if not found or not any(found.groups()):
+        raise InvalidConfigError(f"{duration!r} is not an ISO 8601 duration such as PT1H or P1DT30M")
+    days, hours, minutes, seconds = (float(group or 0) for group in found.groups())
+    return int((((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(repr, values))
+
+
+class Config:
+    """A frozen set of options.  Subclasses list their fields; an instance has a value for each of them."""
+
+    fields: ClassVar[dict[str, Field]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.fields = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        values = {name: field.default for name, field in self.fields.items()}
+        for key, value in (options or {}).items():
+            name = key.replace(".", "_") if isinstance(key, str) else key
+            field = self.fields.get(name)
+            if field is None:
+                raise UnknownConfigError(self._unknown(key))
+            values[name] = field.check(name, value)
+        self.__dict__.update(values)
+        self.validate()
+
+    def validate(self) -> None:
+        """Check rules between fields."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ConfigurationError(f"{type(self).__name__} is frozen: make a new one to change {name}")
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.items().items() if v != self.fields[k].default}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+    def items(self) -> dict[str, Any]:
+        """All options with their values."""
+        return {name: self.__dict__[name] for name in self.fields}
+
+    def _unknown(self, key: object) -> str:
+        import difflib  # here: 4 ms that only a mistake pays
+
+        near = difflib.get_close_matches(str(key).replace(".", "_"), self.fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(self.fields))}"
+        return f"{key!r} is not an option of {type(self).__name__.removesuffix('Config').lower()}s{hint}"
+
+
+class ClusterConfig(Config):
+    """Options of a cluster as a whole, stored at its creation; opening with another value is an error."""
+
+    group_initial_rebalance_delay_ms: int = number(0, 0, 300_000, "Wait for more members before a first assignment (ms).")
+    offsets_topic_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic that keeps committed offsets.")
+    transaction_state_log_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic of transaction states.")
+    replica_lag_time_max_ms: int = number(30_000, 1, INT64_MAX, "A follower that lags longer leaves the in-sync set (ms).")
+
+
+class TopicConfig(Config):
+    """Options of a topic, stored with it in the metadata log, so that all processes agree.
+
+    Kafka's defaults, except `segment_bytes` (64 MiB) and `retention_ms` (-1: nothing is deleted that nobody asked to delete).
+    """
+
+    cleanup_policy: str = choice("delete", ["delete"], "What happens to old segments.", later=["compact", "compact,delete"])
+    compression_type: str = choice(
+        "producer", ["producer"], "Codec of the log.", later=["uncompressed", "gzip", "snappy", "lz4", "zstd"]
+    )
+    flush_messages: int = number(INT64_MAX, 1, INT64_MAX, "Sync once this many records are not on disk yet.")
+    flush_ms: int = number(INT64_MAX, 0, INT64_MAX, "Sync at an append once the last sync is this old (ms).")
+    index_interval_bytes: int = number(4096, 0, INT32_MAX, "An index entry at least every so many bytes of log.")
+    max_message_bytes: int = number(1_048_588, 0, INT32_MAX, "Largest batch (bytes, as written).")
+    message_timestamp_type: str = choice(
+        "CreateTime", ["CreateTime"], "Who gives records their timestamps.", later=["LogAppendTime"]
+    )
+    min_insync_replicas: int = number(1, 1, INT32_MAX, 'Replicas that must be in sync for acks="all".')
+    retention_bytes: int = number(-1, -1, -1, "Bytes to keep of a partition; -1: all (the one value of this version).")
+    retention_ms: int = number(-1, -1, -1, "Age up to which records are kept (ms); -1: for ever (the one value of this version).")
+    segment_bytes: int = number(64 << 20, 4096, INT32_MAX, "A segment is closed before it grows beyond this (bytes).")
+    segment_ms: int = number(604_800_000, 1, INT64_MAX, "A segment is closed when it spans more event time than this (ms).")
+
+
+class ProducerConfig(Config):
+    """Options of one producer.  Defaults are those of Kafka's Java client where nothing else is said."""
+
+    acks: Any = choice("all", ["all", 1, 0, -1], 'What a send waits for: "all" in-sync replicas, the leader (1), nothing (0).')
+    batch_size: int = number(16_384, 0, INT32_MAX, "Largest batch of one partition that `send` fills (bytes); 0: no batching.")
+    buffer_memory: int = number(32 << 20, 1, INT64_MAX, "Bytes of records not written yet; beyond it `send` waits.")
+    client_id: str = text("", "A name for error messages and metrics.")
+    compression_type: Any = choice(
+        None, [None, "none"], "Codec of the batches.", later=["gzip", "snappy", "lz4", "zstd"]
+    )
+    delivery_timeout_ms: int = number(120_000, 1, INT32_MAX, "A record not written so long after its send has failed (ms).")
+    durability: str = choice("os", ["os", "fsync"], 'Acknowledged when the kernel has it ("os") or the disk ("fsync").')
+    enable_idempotence: bool = choice(False, [False], "Drop duplicates of retries.", later=[True])
+    key_hash: str = choice("xxh3", ["xxh3"], "Hash that gives a key its partition.", later=["murmur2", "crc32", "fnv1a"])
+    key_serializer: Any = serde("Callable or name that turns keys into bytes.")
+    linger_ms: int = number(5, 0, INT32_MAX, "How long a batch waits for more records (ms); 0: each send writes.")
+    max_block_ms: int = number(60_000, 0, INT64_MAX, "How long `send` waits for buffer memory (ms).")
+    max_request_size: int = number(1 << 20, 0, INT32_MAX, "Largest record (bytes of key, value and headers).")
+    partitioner: str = choice("sticky", ["sticky"], "Choice of partition.", later=["round_robin", "hash"])
+    partitioner_ignore_keys: bool = boolean(False, "Spread keyed records like unkeyed ones.")
+    retries: int = number(INT32_MAX, 0, INT32_MAX, "How often a write that may yet succeed is tried again.")
+    retry_backoff_ms: int = number(100, 0, INT32_MAX, "First pause between tries (ms); doubles up to 1 s.")
+    transactional_id: None = choice(None, [None], "Name of a transactional producer.")
+    value_serializer: Any = serde("Callable or name that turns values into bytes.")
+    max_in_flight_requests_per_connection: int = number(5, 1, INT32_MAX, "Without effect: no network.", effective=False)
+    metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
+    request_timeout_ms: int = number(30_000, 1, INT32_MAX, "Without effect: no network.", effective=False)
+
+    def validate(self) -> None:
+        """Linger must leave time to deliver (Kafka's rule, without the request time-out)."""
+        if self.linger_ms > self.delivery_timeout_ms:
+            raise InvalidConfigError(f"delivery_timeout_ms={self.delivery_timeout_ms}: at least linger_ms={self.linger_ms} is wanted")
+
+
+class ConsumerConfig(Config):
+    """Options of one consumer.  Defaults are those of Kafka's Java client where nothing else is said."""
+
+    auto_offset_reset: str = reset_policy("latest", "Where to start without a position, or with one that is out of range.")
+    check_crcs: bool = boolean(True, "Verify each batch's checksum.")
+    client_id: str = text("", "A name for error messages and metrics.")
+    consumer_timeout_ms: int | None = number(None, 0, INT64_MAX, "Iteration ends after so long without a record (ms).")
+    default_api_timeout_ms: int = number(60_000, 0, INT32_MAX, "Time-out of calls that give none (ms).")
+    fetch_max_wait_ms: int = number(500, 0, INT32_MAX, "How long a poll waits for `fetch_min_bytes` (ms).")
+    fetch_min_bytes: int = number(1, 1, INT32_MAX, "A waiting poll returns once so many bytes are there.")
+    fetch_spin_us: int = number(0, 0, 1_000_000, "Look at the log this long before sleeping (µs); costs a core, saves a wake-up.")
+    group_id: None = choice(None, [None], "Consumer group.")
+    isolation_level: str = choice(
+        "read_uncommitted", ["read_uncommitted", "read_committed"], "Whether records of open transactions are shown."
+    )
+    key_deserializer: Any = serde("Callable or name that turns key bytes into keys.")
+    max_partition_fetch_bytes: int = number(1 << 20, 1, INT32_MAX, "Bytes that one poll takes from one partition.")
+    max_poll_records: int = number(500, 1, INT32_MAX, "Records that one poll returns.")
+    value_deserializer: Any = serde("Callable or name that turns value bytes into values.")
+    fetch_max_bytes: int = number(52_428_800, 0, INT32_MAX, "Without effect: no network.", effective=False)
+    metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
+    request_timeout_ms: int = number(30_000, 1, INT32_MAX, "Without effect: no network.", effective=False)

@@ -1,0 +1,159 @@
+"""Every error of streamlog.  A branch says what the caller may do; a leaf carries Kafka's name; fields say what happened.
+
+StreamlogError
+├── ConfigurationError(ValueError)      mend the call; nothing was opened or written
+│     InvalidTopicError  InvalidPartitionsError  InvalidReplicationFactorError  UnknownConfigError  InvalidConfigError
+├── RetriableError                      the same call may succeed later
+│     StorageFullError  BufferExhaustedError  StreamlogTimeoutError(TimeoutError)
+├── InvalidStateError                   the call does not fit the object's state
+│     ClosedError  ConcurrentModificationError
+├── WakeupError                         nothing is wrong: `wakeup()` was called
+├── DataError                           this record cannot be taken or read
+│     RecordTooLargeError  SerializationError  InvalidTimestampError  InvalidRecordError
+│     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError
+├── StorageError(OSError)               reopen and recover; the file is named
+│     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError
+└── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError
+"""
+
+from __future__ import annotations
+
+
+class StreamlogError(Exception):
+    """The root of all errors raised by streamlog on purpose."""
+
+
+class ConfigurationError(StreamlogError, ValueError):
+    """The call is wrong as it stands; nothing was opened or written."""
+
+
+class InvalidTopicError(ConfigurationError):
+    """A topic name that cannot be one, or that collides with another (`a.b` and `a_b`)."""
+
+
+class InvalidPartitionsError(ConfigurationError):
+    """A partition count that is not a positive number, or that does not grow."""
+
+
+class InvalidReplicationFactorError(ConfigurationError):
+    """More replicas were asked for than there are brokers."""
+
+
+class UnknownConfigError(ConfigurationError):
+    """An option that does not exist; the message names the nearest one that does."""
+
+
+class InvalidConfigError(ConfigurationError):
+    """A value of the wrong type or out of range, or a feature that this version does not have."""
+
+
+class RetriableError(StreamlogError):
+    """The same call may succeed later."""
+
+
+class StorageFullError(RetriableError):
+    """The file system has no space left (ENOSPC, EDQUOT).  Nothing acknowledged is lost; free space and go on."""
+
+
+class BufferExhaustedError(RetriableError):
+    """`buffer_memory` was full for `max_block_ms`: the log cannot take records as fast as they are sent."""
+
+
+class StreamlogTimeoutError(RetriableError, TimeoutError):
+    """A bounded wait ended; where a process was waited for, the message names it."""
+
+
+class InvalidStateError(StreamlogError):
+    """The call does not fit the object's state."""
+
+
+class ClosedError(InvalidStateError):
+    """The object was closed, or belongs to the process that this one was forked from."""
+
+
+class ConcurrentModificationError(InvalidStateError):
+    """A consumer was used by two threads at once."""
+
+
+class WakeupError(StreamlogError):
+    """`Consumer.wakeup()` was called; nothing is wrong."""
+
+
+class DataError(StreamlogError):
+    """This record cannot be taken, or cannot be read."""
+
+
+class RecordTooLargeError(DataError):
+    """A record or batch above `max_request_size` (producer) or `max_message_bytes` (topic); the message says which."""
+
+
+class SerializationError(DataError):
+    """A key, value or header that is not bytes and has no serializer, or a serializer or deserializer that failed."""
+
+
+class InvalidTimestampError(DataError):
+    """A timestamp that is not a whole number of milliseconds in [0, 2**63)."""
+
+
+class InvalidRecordError(DataError):
+    """A record that its topic does not take."""
+
+
+class OffsetOutOfRangeError(DataError, LookupError):
+    """The offset is below the log start or above the end, and `auto_offset_reset` is "none"."""
+
+
+class NoOffsetForPartitionError(DataError):
+    """There is no committed offset, and `auto_offset_reset` is "none"."""
+
+
+class UnsupportedCompressionError(DataError):
+    """A codec that this version or installation does not have."""
+
+
+class StorageError(StreamlogError, OSError):
+    """A file could not be read or written as it must; the message names it."""
+
+    def __str__(self) -> str:  # OSError's own __str__ formats (errno, strerror); ours is one sentence
+        return str(self.args[0]) if self.args else ""
+
+
+class DiskFailedError(StorageError):
+    """A write or sync failed.  The partition refuses writes until it is opened again and recovered."""
+
+
+class CorruptRecordError(StorageError):
+    """A visible batch does not hold what its checksum says.
+
+    Fields: `path`, `position` (bytes), `expected` and `found` (what was compared), `next_offset` (the first offset
+    after the damage that can be read, or the end of the log).
+    """
+
+    def __init__(self, message: str, path: str, position: int, expected: object, found: object, next_offset: int) -> None:
+        super().__init__(message)
+        self.path, self.position, self.expected, self.found = path, position, expected, found
+        self.next_offset = next_offset
+
+
+class UnsupportedFormatError(StorageError):
+    """A file of a version that this program does not know: the file may be fine, the program is old."""
+
+    def __init__(self, message: str, path: str = "", position: int = 0, next_offset: int = -1) -> None:
+        super().__init__(message)
+        self.path, self.position, self.next_offset = path, position, next_offset
+
+
+class UnsupportedFileSystemError(StorageError):
+    """The file system cannot keep streamlog's promises; `unsafe_filesystem=True` opens it all the same."""
+
+
+class NotAClusterError(StorageError):
+    """The directory is not a streamlog cluster, or holds a broker of another cluster."""
+
+
+class UnknownTopicOrPartitionError(StreamlogError, LookupError):
+    """The topic or partition does not exist (any more)."""
+
+
+class TopicAlreadyExistsError(StreamlogError):
+    """A topic of this name exists."""

@@ -1,0 +1,133 @@
+"""`Topic`: a topic as a user holds it."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from streamlog._replica.metadata import TopicMetadata
+    from streamlog.cluster import Cluster
+    from streamlog.consumer import Consumer
+    from streamlog.producer import Producer
+
+from streamlog._log.partition import PartitionLog
+from streamlog._log.reader import find_timestamp
+from streamlog.config import INT64_MAX
+from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownTopicOrPartitionError
+from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
+
+
+def beginning_offset(log: PartitionLog, timeout: float) -> int:
+    """First offset that can be read."""
+    log.ensure_valid(timeout)
+    return log.start_offset
+
+
+def end_offset(log: PartitionLog, timeout: float) -> int:
+    """Offset that the next record becomes visible at."""
+    log.ensure_valid(timeout)
+    return log.high_watermark
+
+
+def offset_for_time(log: PartitionLog, timestamp_ms: Any, timeout: float) -> OffsetAndTimestamp | None:
+    """The first record at or after a time."""
+    if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms <= INT64_MAX:
+        raise InvalidTimestampError(f"{timestamp_ms!r} is not a time in milliseconds")
+    found = find_timestamp(log, timestamp_ms, timeout)
+    return None if found is None else OffsetAndTimestamp(*found)
+
+
+class Topic:
+    """A topic of a cluster.  Cheap to make; can be shared between threads, pickled, and used after a fork.
+
+    A topic that was deleted, even if another was made under its name, raises UnknownTopicOrPartitionError.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, topic_id: bytes, *, key: Any = None, value: Any = None) -> None:
+        self._cluster, self.name, self._topic_id = cluster, name, topic_id
+        self._key, self._value = key, value
+
+    def __repr__(self) -> str:
+        return f"<streamlog.Topic {self.name!r} in {self._cluster.location}>"
+
+    @property
+    def _metadata(self) -> TopicMetadata:
+        found = self._cluster._refreshed().by_id.get(self._topic_id)
+        if found is None:
+            raise UnknownTopicOrPartitionError(f"topic {self.name!r} (id {self.id}) was deleted")
+        return found
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits, never used again after the topic is deleted."""
+        return self._topic_id.hex()
+
+    @property
+    def partitions(self) -> list[int]:
+        """Partition numbers, from 0."""
+        return list(range(self._metadata.partitions))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """All options with their values."""
+        return self._metadata.config.items()
+
+    def _logs(self) -> dict[int, PartitionLog]:
+        found = self._metadata
+        return {number: self._cluster._log(found, number) for number in range(found.partitions)}
+
+    def add_partitions(self, total: int) -> None:
+        """Grow to `total` partitions.  Keys are then spread over all of them; what is written stays where it is.
+
+        Raises: InvalidPartitionsError where `total` is not more than there are.
+        """
+        self._cluster._add_partitions(self.name, self._topic_id, total)
+
+    def beginning_offsets(self) -> dict[int, int]:
+        """First offset that can be read, by partition."""
+        return {number: beginning_offset(log, self._cluster.timeout) for number, log in self._logs().items()}
+
+    def end_offsets(self, *, isolation_level: str = "read_uncommitted") -> dict[int, int]:
+        """Offset after the last visible record, by partition."""
+        _check_isolation(isolation_level)
+        return {number: end_offset(log, self._cluster.timeout) for number, log in self._logs().items()}
+
+    def offsets_for_times(
+        self, times: Mapping[int, int], *, isolation_level: str = "read_uncommitted"
+    ) -> dict[int, OffsetAndTimestamp | None]:
+        """The first record at or after a time (ms), by partition; None where there is none."""
+        _check_isolation(isolation_level)
+        found, timeout = self._metadata, self._cluster.timeout
+        return {number: offset_for_time(self._cluster._log(found, number), ms, timeout) for number, ms in times.items()}
+
+    def describe(self) -> TopicDescription:
+        """Configuration, and for each partition leader, epoch, offsets and size."""
+        found = self._metadata
+        partitions = []
+        for number, log in self._logs().items():
+            log.ensure_valid(self._cluster.timeout)
+            bases, size = log.sizes()
+            epoch = log.leader_epochs().latest()
+            partitions.append(
+                PartitionDescription(number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size)
+            )
+        return TopicDescription(found.name, self.id, found.config.items(), tuple(partitions))
+
+    def producer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Producer:
+        """A producer that uses this handle's key and value serdes."""
+        return self._cluster.producer(config, **self._serdes("serializer"), **options)
+
+    def consumer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Consumer:
+        """A consumer of this topic that uses this handle's key and value serdes."""
+        return self._cluster.consumer(self.name, config=config, **self._serdes("deserializer"), **options)
+
+    def _serdes(self, kind: str) -> dict[str, Any]:
+        given = {f"key_{kind}": self._key, f"value_{kind}": self._value}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _check_isolation(level: str) -> None:
+    if level not in ("read_uncommitted", "read_committed"):
+        raise InvalidConfigError(f'isolation_level={level!r}: "read_uncommitted" or "read_committed" is wanted')
