@@ -58,13 +58,11 @@ _OFFSET_SPAN = 2**31 - 1
 class Pending:
     """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in."""
 
-    __slots__ = ("attempt", "attributes", "base_offset", "base_timestamp", "columns", "count", "epoch", "max_timestamp")
-
-    def __init__(self, attributes: int, columns: bytes, count: int, base_timestamp: int, max_timestamp: int) -> None:
-        self.attributes, self.columns, self.count = attributes, columns, count
-        self.base_timestamp, self.max_timestamp = base_timestamp, max_timestamp
-        self.base_offset = self.epoch = -1
-        self.attempt: tuple[int, bytes] | None = None  # where an append that was broken off would have put it, and its header
+    attributes = count = 0
+    columns = b""
+    base_timestamp = max_timestamp = 0
+    base_offset = epoch = -1
+    attempt: tuple[int, bytes] | None = None  # where an append that was broken off would have put it, and its header
 
 
 class LogSettings:

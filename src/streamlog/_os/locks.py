@@ -116,6 +116,7 @@ class ByteLock:
         self.acquire, self.release = thread_lock.acquire, thread_lock.release
 
 
+_AT_ONCE = (False,)
 inside: set[int] = set()
 """Threads that are inside a locked section: code that a collector or a signal runs there must not take locks (H18)."""
 
@@ -130,13 +131,13 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
     me = get_ident()
     outermost = me not in inside
     try:
-        held.extend(filter(None, map(lock.acquire, (True,), (timeout,))))
-        if not held or _held_fcntl(lock.file.fd, _SETLK, lock.take):
-            _contend(lock, timeout, bool(held))
+        held.extend(map(lock.acquire, _AT_ONCE))
+        if not held[0] or _held_fcntl(lock.file.fd, _SETLK, lock.take):
+            _contend(lock, timeout, held)
         inside.add(me)
         return function(*args, **kwargs)
     finally:
-        if held:
+        if True in held:
             try:
                 _held_fcntl(lock.file.fd, _SETLK, lock.give)
             finally:
@@ -153,11 +154,13 @@ def try_under(lock: ByteLock, function: Callable[P, R], *args: P.args, **kwargs:
         return None
 
 
-def _contend(lock: ByteLock, timeout: float, have_thread_lock: bool) -> None:
-    """The byte is another process's: try again until `timeout`."""
-    if not have_thread_lock:
-        raise StreamlogTimeoutError(f"waited {timeout:g} s for {lock.describe()}: another thread of this process has it")
+def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:
+    """Another thread, or another process, is inside: wait, then try again until `timeout`."""
     deadline = monotonic() + timeout if timeout >= 0 else float("inf")
+    if not held[0]:
+        held.extend(map(lock.acquire, (True,), (timeout,)))
+        if True not in held:
+            raise StreamlogTimeoutError(f"waited {timeout:g} s for {lock.describe()}: another thread of this process has it")
     tries = 0
     while _held_fcntl(lock.file.fd, _SETLK, lock.take):
         try:  # the slow way says why

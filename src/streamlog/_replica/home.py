@@ -69,7 +69,7 @@ class Home:
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
-        self._next_tick = monotonic() + _TICK
+        self.next_tick = monotonic() + _TICK
         self._lock_files: list[LockFile] = []
         try:
             self._enter(create, config, timeout)
@@ -338,9 +338,9 @@ class Home:
     def tick(self) -> None:
         """Once a second, before an append and while waiting: are our files still those under their names (H7, H8)?"""
         now = monotonic()
-        if now < self._next_tick:
+        if now < self.next_tick:
             return
-        self._next_tick = now + _TICK
+        self.next_tick = now + _TICK
         for lock_file in list(self._lock_files):
             if lock_file.replaced():
                 self.closed = f"{lock_file.path} was removed or replaced while the cluster was open"

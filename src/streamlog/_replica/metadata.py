@@ -126,9 +126,10 @@ class Metadata:
         self.refresh(timeout)
         records = decide()
         if records:
-            attributes, columns = fmt.encode_rows([msgpack.packb(record) for record in records])
-            now = self.now_ms()
-            batch = Pending(attributes, columns, len(records), now, now)
+            batch = Pending()
+            batch.attributes, batch.columns = fmt.encode_rows([msgpack.packb(record) for record in records])
+            batch.count, batch.base_timestamp = len(records), self.now_ms()
+            batch.max_timestamp = batch.base_timestamp
             self.log.append(batch, timeout)
             self.log.wait_synced(batch.base_offset + batch.count, batch.epoch, timeout)
             self.log.bell.ring()  # who waits for metadata waits for what is synced

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from streamlog.producer import Lane, Producer, Target
+    from streamlog._client.lane import Lane, Target
+    from streamlog.producer import Producer
 
 from streamlog._format import batch as fmt
 from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError
@@ -86,9 +87,9 @@ def _timestamps(timestamps: Any) -> list[int]:
 
 
 def _headers(headers: Any) -> list[bytes | None]:
-    from streamlog.producer import _pack_headers
+    from streamlog.producer import pack_headers
 
-    return [None if row is None else _pack_headers(row) for row in headers]
+    return [None if row is None else pack_headers(row) for row in headers]
 
 
 def _fixed_chunks(
@@ -97,7 +98,7 @@ def _fixed_chunks(
     data, width = fixed
     _check(producer, target, width)
     step = max(1, min(target.max_message_bytes - _SLACK, producer.config.buffer_memory) // width) * width
-    lane = producer._choose(target, None, partition)
+    lane = target.choose(None, partition)
     for start in range(0, len(data), step):
         part = data[start : start + step]
         yield lane, (fmt.HAS_VALUES, b"".join(fmt.encode_fixed_column(part, width)), len(part) // width, None)
@@ -133,7 +134,7 @@ def _lanes(
 ) -> Iterator[tuple[Lane, Sequence[int]]]:
     """Lanes with the numbers of their rows, in order."""
     if keys is None or partition is not None or producer.config.partitioner_ignore_keys:
-        yield producer._choose(target, None, partition), range(count)
+        yield target.choose(None, partition), range(count)
         return
     sticky = target.sticky.partition
     chosen = [sticky if key is None else xxh3_partition(key, target.count) for key in keys]

@@ -1,0 +1,1 @@
+"""What producers are made of: batches, lanes, the sender, bulk writers."""

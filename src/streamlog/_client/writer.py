@@ -1,0 +1,100 @@
+"""`BatchWriter`: values into one partition, by a call at C level."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from streamlog._client.lane import Lane
+    from streamlog.producer import Producer
+
+from streamlog._client.batch import BatchDelivery, RecordBatch
+from streamlog._format import batch as fmt
+from streamlog.errors import RecordTooLargeError, SerializationError
+
+_CHUNK = 64 << 10  # bytes written at a time
+_COLUMN_ROOM = fmt.BATCH_HEADER_SIZE + 32  # header, column head and padding
+
+
+class BatchWriter:
+    """Appends values to one partition; `append` is the `send` of a generator, so a call at C level (H21).
+
+    Values are written 64 KiB at a time and at the end of the `with` block; `delivery` is of all of them.  Belongs to one thread.
+    """
+
+    __slots__ = ("_collector", "_lane", "_left", "_producer", "_whole", "append")
+
+    def __init__(self, producer: Producer, lane: Lane) -> None:
+        self._producer, self._lane = producer, lane
+        self._whole = RecordBatch(lane, 0, 1, producer._now_ms())
+        self._left = 1  # batches on their way, and one for the writer itself
+        self._collector = self._collect()
+        next(self._collector)
+        self.append: Callable[[bytes], None] = self._collector.send
+        """Add a value (bytes).  Raises SerializationError, RecordTooLargeError, BufferExhaustedError; the writer is done for then."""
+
+    @property
+    def delivery(self) -> BatchDelivery:
+        """What became of all the values; done some time after the `with` block ended."""
+        return BatchDelivery((self._whole, 0))
+
+    def __enter__(self) -> BatchWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            try:
+                self._collector.send(None)  # type: ignore[arg-type]
+            except StopIteration:
+                pass
+        else:
+            self._collector.close()
+        self._end_one(error)
+
+    def _collect(self) -> Generator[None, bytes, None]:
+        values: list[bytes] = []
+        append, size = values.append, 0
+        while True:
+            value = yield
+            if value.__class__ is not bytes:
+                break
+            append(value)
+            size += len(value)
+            if size >= _CHUNK:
+                self._write(values, size)
+                values.clear()
+                size = 0
+        if value is not None:
+            raise SerializationError(f"a value of type {type(value).__name__} is not bytes; a batch takes nothing else")
+        if values:
+            self._write(values, size)
+
+    def _write(self, values: list[bytes], size: int) -> None:
+        limit, largest = self._lane.target.max_message_bytes, self._producer.config.max_request_size
+        if size + 4 * len(values) + _COLUMN_ROOM > min(limit, largest):
+            if len(values) == 1:
+                raise RecordTooLargeError(f"a value of {size} bytes is above max_message_bytes={limit} or max_request_size={largest}")
+            half = len(values) // 2
+            self._write(values[:half], sum(map(len, values[:half])))
+            self._write(values[half:], sum(map(len, values[half:])))
+            return
+        attributes, columns = fmt.encode_rows(values)
+        self._left += 1
+        self._whole.count += len(values)
+        batch = self._producer._send_encoded(self._lane, attributes, columns, len(values), None)
+        batch.call_when_finished(lambda: self._written(batch))
+
+    def _written(self, batch: RecordBatch) -> None:
+        whole = self._whole
+        if batch.error is None and (whole.base_offset < 0 or batch.base_offset < whole.base_offset):
+            whole.base_offset = batch.base_offset
+        self._end_one(batch.error)
+
+    def _end_one(self, error: BaseException | None) -> None:
+        with self._producer._lock:
+            self._left -= 1
+            self._whole.error = self._whole.error or error
+            last = self._left == 0
+        if last:
+            self._whole.finish(self._whole.error)
