@@ -20,7 +20,7 @@ Durability: under "os" (the default) an acknowledged record survives the death o
 """
 
 from streamlog._version import __version__
-from streamlog.cluster import Cluster, open  # noqa: A004
+from streamlog.cluster import Cluster, open
 from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
@@ -70,14 +70,16 @@ from streamlog.types import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from streamlog._check import check
+    from streamlog._client.batch import Delivery
+    from streamlog._client.writer import BatchWriter
     from streamlog.consumer import Consumer
-    from streamlog.producer import BatchWriter, Delivery, Producer
+    from streamlog.producer import Producer
     from streamlog.record_batch import RecordBatch
 
 _LATER = {
-    "BatchWriter": "producer",
+    "BatchWriter": "_client.writer",
     "Consumer": "consumer",
-    "Delivery": "producer",
+    "Delivery": "_client.batch",
     "Producer": "producer",
     "RecordBatch": "record_batch",
     "check": "_check",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from os import PathLike
     from typing import Any
 
     from streamlog.consumer import Consumer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log.partition import PartitionLog
-from streamlog._os import files
+from streamlog._os import files, process
 from streamlog._os.files import LOCAL, FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica.home import FORMAT_VERSION, Home
@@ -39,7 +39,7 @@ MAX_PARTITIONS = 10_000
 
 
 def open(  # noqa: A001  (streamlog.open is the contract)
-    location: str | os.PathLike[str],
+    location: str | PathLike[str],
     *,
     create: bool = True,
     brokers: int | None = None,
@@ -65,12 +65,10 @@ def open(  # noqa: A001  (streamlog.open is the contract)
 class _Place:
     """Where a cluster is: its directory, and whether it goes away with its last user."""
 
-    def __init__(self, location: str | os.PathLike[str], *, unsafe_filesystem: bool = False) -> None:
-        text = os.fspath(location) if isinstance(location, str | os.PathLike) else location
-        if not isinstance(text, str) or not text:
+    def __init__(self, location: str | PathLike[str], *, unsafe_filesystem: bool = False) -> None:
+        text = files.path_text(location)
+        if not text or "\0" in text:
             raise ConfigurationError(f"location={location!r}: a path or a URL is wanted")
-        if "\0" in text:
-            raise ConfigurationError(f"location={location!r}: a path cannot hold a null character")
         scheme, separator, rest = text.partition("://")
         self.location, self.unsafe_filesystem, self.throw_away = text, unsafe_filesystem, False
         if not separator:
@@ -87,19 +85,11 @@ class _Place:
             raise ConfigurationError(f"location={text!r}: a path, file://, or memory:// is wanted")
 
 
-def _memory_root() -> str:
-    base = "/dev/shm" if files.is_directory("/dev/shm") and os.access("/dev/shm", os.W_OK) else os.environ.get("TMPDIR", "/tmp")
-    return f"{base}/streamlog-{os.getuid()}"
-
-
 def _memory_path(name: str) -> str:
-    root = _memory_root()
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    if os.stat(root, follow_symlinks=False).st_uid != os.getuid():
-        raise ConfigurationError(f"{root} belongs to another user")
+    root = files.memory_directory()
     if not name:
         _sweep_memory(root)
-        name = f"anonymous-{os.getpid()}-{os.urandom(6).hex()}"
+        name = f"anonymous-{process.pid()}-{process.random_bytes(6).hex()}"
     elif names.topic_problem(name):
         raise ConfigurationError(f"location='memory://{name}': letters, digits, '.', '_' and '-' can stand in the name")
     return f"{root}/{name}"
@@ -107,9 +97,9 @@ def _memory_path(name: str) -> str:
 
 def _sweep_memory(root: str) -> None:
     """Remove throw-away clusters that nobody has open: their processes were killed (H12)."""
-    for name in os.listdir(root):
+    for name in LOCAL.listdir(root):
         path = f"{root}/{name}"
-        if not os.path.exists(f"{path}/{names.LOCK}"):
+        if not files.exists(f"{path}/{names.LOCK}"):
             continue
         lock_file = LockFile(LOCAL, f"{path}/{names.LOCK}")
         try:
@@ -141,10 +131,7 @@ class Cluster:
     def _enter(self, create: bool) -> None:
         place = self._place
         if not place.unsafe_filesystem:
-            parent = place.path
-            while not os.path.exists(parent):
-                parent = os.path.dirname(parent)
-            files.check_file_system(parent)
+            files.check_file_system(files.nearest_existing(place.path))
         self._home_of_process = Home(
             self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away
         )
@@ -207,7 +194,7 @@ class Cluster:
         overrides = {key.replace(".", "_"): config[key.replace(".", "_")] for key in topic_config}
         home, metadata = self._home, self._refreshed()
         if not (exist_ok and name in metadata.topics):
-            topic_id = os.urandom(16)
+            topic_id = process.random_bytes(16)
 
             def decide() -> list[list[Any]]:
                 if name in metadata.topics:
@@ -242,7 +229,7 @@ class Cluster:
     def _make_partition(self, name: str, topic_id: bytes, number: int) -> None:
         directory = self._home.directory(name, number)
         if files.is_directory(directory):  # of a topic whose creation or deletion was cut short
-            self._discard(directory, names.deleted(name, number, os.urandom(16)))
+            self._discard(directory, names.deleted(name, number, process.random_bytes(16)))
         partition_log.create(self._fs, directory, topic_id, number)
         files.take_owner(directory, self._home.path)
 
@@ -296,11 +283,14 @@ class Cluster:
         metadata.write(self.timeout, decide, act)
 
     def _finish_deletions(self) -> None:
-        """Remove what deletions that were cut short left behind.  Under the metadata lock."""
-        broker = f"{self._home.path}/{names.broker(0)}"
+        """Remove what creations and deletions that were cut short left behind.  Under the metadata lock."""
+        broker, topics = f"{self._home.path}/{names.broker(0)}", self._home.metadata.topics
         for name in self._fs.listdir(broker):
+            parsed = names.parse_partition(name)
             if name.endswith(names.DELETED):
                 files.remove_tree(f"{broker}/{name}")
+            elif parsed and parsed[0] != names.METADATA_TOPIC and not (parsed[0] in topics and parsed[1] < topics[parsed[0]].partitions):
+                self._discard(f"{broker}/{name}", names.deleted(*parsed, process.random_bytes(16)))
 
     def _add_partitions(self, name: str, topic_id: bytes, total: int) -> None:
         _check_partitions(total)

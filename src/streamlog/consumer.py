@@ -479,7 +479,7 @@ class Consumer:
     def _anything(self) -> bool:
         if self._woken or self._metadata.changed():
             return True
-        for cursor in self._rotation:
+        for cursor in self._rotation:  # noqa: SIM110  (a generator costs 0.3 µs, and this is looked at before each sleep)
             if not cursor.paused and (cursor.reader is None or cursor.reader.is_ready()):
                 return True
         return False
@@ -520,7 +520,7 @@ class Consumer:
         """Go on at `offset`; out of range, the reset policy acts at the next poll."""
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
             raise ConfigurationError(f"offset={offset!r}: a whole number from 0 is wanted")
-        self._move([tp], lambda cursor: offset)
+        self._move([tp], lambda _: offset)
 
     def seek_to_beginning(self, *partitions: TopicPartition | tuple[str, int]) -> None:
         """Go to the first record that can be read; without partitions: in all assigned."""
@@ -596,7 +596,7 @@ class Consumer:
         finally:
             self._leave()
 
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None) -> None:  # noqa: ARG002  (nothing to wait for without a group)
         """Stop reading.  Batches that are held stay valid."""
         if not self._closed_reason:
             if not self._lock.acquire(False):

@@ -485,9 +485,9 @@ class Producer:
         written = [batch for batch in batches if batch.error is None]
         if not written or not (self._fsync or lane.log.flush_due()):
             return
-        last = written[-1]
         try:
-            lane.log.wait_synced(last.base_offset + last.count, last.epoch, self._delivery)
+            for batch in reversed(written):  # the last first: its sync covers the others
+                lane.log.wait_synced(batch, self._delivery)
         except (StreamlogError, OSError) as error:
             for batch in written:
                 batch.error = error

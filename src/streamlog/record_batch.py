@@ -109,7 +109,8 @@ class RecordBatch:
     @property
     def count(self) -> int:
         """Records."""
-        return self._batch.count - self._skip
+        count: int = self._batch.count - self._skip
+        return count
 
     @property
     def base_offset(self) -> int:
@@ -124,7 +125,8 @@ class RecordBatch:
     @property
     def leader_epoch(self) -> int:
         """Leader epoch that the batch was written in."""
-        return self._batch.leader_epoch
+        epoch: int = self._batch.leader_epoch
+        return epoch
 
     @property
     def timestamp_type(self) -> TimestampType:

@@ -59,7 +59,7 @@ class BatchMetadata(NamedTuple):
     topic: str
     partition: int
     base_offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody asks of a result
 
 
 class TimestampType(str):

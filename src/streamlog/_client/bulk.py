@@ -52,7 +52,7 @@ def _fixed_rows(values: Any) -> tuple[memoryview, int] | None:
     import numpy
 
     contiguous = numpy.ascontiguousarray(values)
-    return memoryview(contiguous.view(numpy.uint8)), contiguous.dtype.itemsize
+    return contiguous.view(numpy.uint8).data, contiguous.dtype.itemsize
 
 
 def _cut_fixed(data: memoryview, width: int) -> list[bytes]:

@@ -50,7 +50,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import xxhash
 
@@ -184,18 +184,18 @@ class SegmentHeader:
     __slots__ = ("base_offset", "leader_epoch", "partition", "salt", "topic_id", "version")
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError (not a segment header) or UnsupportedVersion."""
+        """Raises ValueError (not a segment header) or UnknownVersionError."""
         if len(data) < SEGMENT_HEADER_SIZE or data[:4] != SEGMENT_MAGIC:
             raise ValueError(f"no segment header: magic {bytes(data[:4])!r}, {SEGMENT_MAGIC!r} is wanted")
         _, self.version, found = PREFIX.unpack_from(data)
         if self.version != FORMAT_VERSION:
-            raise UnsupportedVersion(self.version)
+            raise UnknownVersionError(self.version)
         if any(data[5:8]) or found != checksum(data[PREFIX.size : SEGMENT_HEADER_SIZE], 0):
             raise ValueError("the segment header's checksum does not hold")
         self.salt, self.topic_id, self.base_offset, self.partition, self.leader_epoch = SEGMENT_BODY.unpack_from(data, PREFIX.size)
 
 
-class UnsupportedVersion(Exception):
+class UnknownVersionError(Exception):
     """A version byte that this program does not know."""
 
     def __init__(self, version: int) -> None:
@@ -225,7 +225,8 @@ class Batch:
     @property
     def next_offset(self) -> int:
         """Offset at which the next batch begins."""
-        return self.base_offset + self.last_offset_delta + 1
+        end: int = self.base_offset + self.last_offset_delta + 1
+        return end
 
     def columns(self) -> Columns:
         """The columns, cut apart.  Raises ValueError where they do not fit the batch."""
@@ -241,7 +242,7 @@ class Batch:
 def parse(data: memoryview, salt: int, position: int, end: int, *, verify: bool = True) -> Batch:
     """The batch at `position` of a segment's bytes; no byte at or beyond `end` is looked at.
 
-    Raises: ValueError, saying what is wrong (a torn, stale or damaged batch); UnsupportedVersion.
+    Raises: ValueError, saying what is wrong (a torn, stale or damaged batch); UnknownVersionError.
     """
     if end - position < BATCH_HEADER_SIZE:
         raise ValueError(f"{end - position} bytes left, a batch header has {BATCH_HEADER_SIZE}")
@@ -250,7 +251,7 @@ def parse(data: memoryview, salt: int, position: int, end: int, *, verify: bool 
         raise ValueError(f"magic {fields[0]!r}, {BATCH_MAGIC!r} is wanted")
     length = fields[5]
     if fields[1] != FORMAT_VERSION:
-        raise UnsupportedVersion(fields[1])
+        raise UnknownVersionError(fields[1])
     if length & 7 or not BATCH_HEADER_SIZE <= length <= end - position:
         raise ValueError(f"length {length} is not a multiple of 8 in [{BATCH_HEADER_SIZE}, {end - position}]")
     batch = Batch(data[position : position + length], fields)
@@ -259,7 +260,7 @@ def parse(data: memoryview, salt: int, position: int, end: int, *, verify: bool 
         if found != batch.checksum or any(batch.data[5:8]):
             raise ValueError(f"checksum {batch.checksum:#018x} written, {found:#018x} found")
         if batch.attributes & ~KNOWN_ATTRIBUTES:
-            raise UnsupportedVersion(FORMAT_VERSION + 1)
+            raise UnknownVersionError(FORMAT_VERSION + 1)
     return batch
 
 
@@ -304,7 +305,7 @@ class BytesColumn:
         assert self.offsets is not None
         data = bytes(self.data)
         bounds = self.offsets.tolist()
-        values: list[bytes | None] = [data[a:b] for a, b in zip(bounds, bounds[1:])]
+        values: list[bytes | None] = [data[a:b] for a, b in pairwise(bounds)]
         if self.bitmap is not None:
             bits = bin(int.from_bytes(self.bitmap, "little") | 1 << self.count)[:2:-1]
             values = [value if bit == "1" else None for value, bit in zip(values, bits)]

@@ -15,7 +15,8 @@ from streamlog._format.batch import FORMAT_VERSION
 INDEX_MAGIC = b"SLI1"
 HEADER = struct.Struct("<4sB3xQq")
 ENTRY = struct.Struct("<qqq")
-assert HEADER.size == 24 and ENTRY.size == 24  # 4 + 1 + 3 + 8 + 8; 3 * 8
+assert HEADER.size == 24  # 4 + 1 + 3 + 8 + 8
+assert ENTRY.size == 24  # 3 * 8
 
 
 def header(salt: int, base_offset: int) -> bytes:

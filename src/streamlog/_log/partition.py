@@ -113,6 +113,9 @@ class PartitionLog:
         self._cluster_halves = cluster_bell.halves
         self._halves, self._map = slot.halves, slot.map
         self._known_start, self._known_end = slot.known_start, slot.known_end
+        self._fd = self._index_fd = self._inode = -1
+        self._salt = self.epoch = self.base_offset = self._reserved = 0
+        self._path = ""
         self.forget()
         self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
         self._listing: tuple[int, list[int]] = (-1, [])
@@ -124,11 +127,10 @@ class PartitionLog:
     def forget(self) -> None:
         """Drop what is known; files are closed.  Under the lock, or where nobody else can be inside."""
         self._known = b""
-        for name in ("_fd", "_index_fd"):
-            fd = getattr(self, name, -1)
+        fds, self._fd, self._index_fd = (self._fd, self._index_fd), -1, -1
+        for fd in fds:
             if fd >= 0:
                 self.fs.close(fd)
-            setattr(self, name, -1)
 
     def release_files(self) -> bool:
         """Close the files if no thread of this process is inside; they are opened again when needed."""
@@ -228,16 +230,28 @@ class PartitionLog:
         """Whether an append that was broken off did get its bytes into the log (by adoption)."""
         assert batch.attempt is not None
         offset, head = batch.attempt
-        if offset >= self.words[END] or offset < self.words[START]:
-            return False
-        bases = self.segments()
-        view = SegmentView(self.fs, self.directory, bases[bisect_right(bases, offset) - 1])
-        position, base = view.find(offset, self.words[POSITION])
-        found = view.batch(position, 0)
-        if base != offset or found.data[:BATCH_HEADER_SIZE] != head:
+        found = self._batch_at(offset)
+        if found is None or found.data[:BATCH_HEADER_SIZE] != head:
             return False
         batch.base_offset, batch.epoch = offset, found.leader_epoch
         return True
+
+    def _batch_at(self, offset: int) -> fmt.Batch | None:
+        """The batch that begins at `offset`, if one does.  Under the lock."""
+        if not self.words[START] <= offset < self.words[END]:
+            return None
+        bases = self.segments()
+        view = SegmentView(self.fs, self.directory, bases[bisect_right(bases, offset) - 1])
+        position, base = view.find(offset, self.words[POSITION])
+        return view.batch(position, 0) if base == offset else None
+
+    def catch_up(self, timeout: float) -> None:
+        """Adopt what a process that died here left above the high watermark, so that whoever decides next knows of it."""
+        under(self.lock, timeout, self._catch_up)
+
+    def _catch_up(self) -> None:
+        if self._map[self._known_start : self._known_end] != self._known:
+            self.settle(for_append=True)
 
     def _is_full(self, batch: Pending, end: int, offset: int) -> bool:
         """Whether the next batch begins a new segment: by bytes, event time or offset span (Kafka's LogSegment.shouldRoll)."""
@@ -396,12 +410,12 @@ class PartitionLog:
     @property
     def high_watermark(self) -> int:
         """Readers see offsets below it."""
-        return self.words[HWM]  # type: ignore[no-any-return]
+        return self.words[HWM]
 
     @property
     def start_offset(self) -> int:
         """The first offset that can be read."""
-        return self.words[START]  # type: ignore[no-any-return]
+        return self.words[START]
 
     def sizes(self) -> tuple[int, int]:
         """Segments and their bytes, reserved space not counted."""
@@ -411,18 +425,36 @@ class PartitionLog:
 
     # ---- sync ----------------------------------------------------------------------------------------------------------------
 
-    def wait_synced(self, end: int, epoch: int, timeout: float) -> None:
-        """Return once all below `end`, appended in `epoch`, is on the disk.  One sync serves all who wait (group commit).
+    def wait_synced(self, batch: Pending, timeout: float) -> None:
+        """Return once a batch that was appended is on the disk.  One sync serves all who wait (group commit).
 
-        Raises: DiskFailedError (a sync failed: refused until the partition is opened again), StreamlogTimeoutError.
+        Raises: DiskFailedError (a sync failed: refused until the cluster is opened again), StreamlogTimeoutError.
         """
-        words = self.words
+        words, end = self.words, batch.base_offset + batch.count
         while True:
             synced = words[SYNCED]  # before the epoch (H30)
-            if words[EPOCH] != epoch or words[FAILED]:
+            if words[FAILED]:
                 raise DiskFailedError(f"{self.name}: a sync failed before offset {end} was on the disk; open the cluster again")
-            if synced >= end:
+            if words[EPOCH] != batch.epoch:
+                under(self.lock, timeout, self._find_again, batch)
+            elif synced >= end:
                 return
+            else:
+                under(self.sync_lock, timeout, self._sync, end, timeout)
+
+    def _find_again(self, batch: Pending) -> None:
+        """The log went on in another epoch: a recovery has written the batch anew where it was, or it is gone."""
+        found = self._batch_at(batch.base_offset)
+        if found is None or (found.count, found.data[BATCH_HEADER_SIZE:]) != (batch.count, batch.columns):
+            raise DiskFailedError(f"{self.name}: offset {batch.base_offset} was cut away before it was on the disk")
+        batch.epoch = self.words[EPOCH]
+
+    def sync(self, timeout: float) -> None:
+        """Return once all that is published now is on the disk.  Raises like `wait_synced`."""
+        words, end = self.words, self.words[HWM]
+        while words[SYNCED] < end:
+            if words[FAILED]:
+                raise DiskFailedError(f"{self.name}: a sync failed; open the cluster again")
             under(self.sync_lock, timeout, self._sync, end, timeout)
 
     def _sync(self, end: int, timeout: float) -> None:

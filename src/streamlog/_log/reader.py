@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, UnsupportedVersion
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, UnknownVersionError
 from streamlog._log.partition import PartitionLog
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
@@ -68,7 +68,7 @@ class LogReader:
             batch = view.batch(position, self._published(), verify=self.verify)
             if not batch.base_offset <= self.offset < batch.next_offset:
                 raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
-        except (ValueError, UnsupportedVersion):
+        except (ValueError, UnknownVersionError):
             batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
         self._position = position + batch.length
         self.offset, self.epoch = batch.next_offset, batch.leader_epoch
@@ -90,12 +90,12 @@ class LogReader:
             if not batch.base_offset <= self.offset < batch.next_offset:
                 raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
             return batch
-        except (ValueError, UnsupportedVersion) as error:
+        except (ValueError, UnknownVersionError) as error:
             end = min(self._published(), view.size)
             beyond = view.after_damage(position, self.offset, end)
             next_offset = beyond[0] if beyond else min(self._limit, self.words[HWM])
             message = f"{view.path}, position {position}, offset {self.offset} of {self.log.name}: {error}; next readable: {next_offset}"
-            if isinstance(error, UnsupportedVersion):
+            if isinstance(error, UnknownVersionError):
                 raise UnsupportedFormatError(message, view.path, position, next_offset) from None
             expected, _, found = str(error).partition(", ")
             raise CorruptRecordError(message, view.path, position, expected, found, next_offset) from None
@@ -145,7 +145,7 @@ class LogReader:
             return False
         try:
             self._position, _ = view.find(self.offset, ahead)
-        except (ValueError, UnsupportedVersion):
+        except (ValueError, UnknownVersionError):
             self._position = self._find_around_damage(view, ahead)
         return bool(words[TURN] == turn)
 
@@ -160,7 +160,7 @@ class LogReader:
                 if batch.next_offset > self.offset:
                     return position
                 position, base = position + batch.length, batch.next_offset
-            except (ValueError, UnsupportedVersion):
+            except (ValueError, UnknownVersionError):
                 beyond = view.after_damage(position, base - 1, min(ahead, view.size))
                 if beyond is None or beyond[0] > self.offset:
                     return position

@@ -159,8 +159,8 @@ def _whole(
         epoch = header.leader_epoch
         view = SegmentView(log.fs, log.directory, base)
         position = SEGMENT_HEADER_SIZE
-        for position, batch in view.batches(position, base, limit, view.size):
-            end, position = batch.next_offset, position + batch.length
+        for at, batch in view.batches(position, base, limit, view.size):
+            end, position = batch.next_offset, at + batch.length
         kept.append(base)
         tail = base, position
     return kept, end, tail
@@ -182,8 +182,8 @@ def after_death(log: PartitionLog) -> None:
         raise CorruptRecordError(f"{view.path}: {error}", view.path, 0, "a batch header", str(error), hwm) from None
     if end != hwm:
         raise CorruptRecordError(f"{view.path}: the log ends at {end}, below {hwm}", view.path, position, hwm, end, hwm)
-    for position, batch in view.batches(position, end, _EVERYTHING, view.size):
-        end, position = batch.next_offset, position + batch.length
+    for at, batch in view.batches(position, end, _EVERYTHING, view.size):
+        end, position = batch.next_offset, at + batch.length
     log.store_turn()
     _store_words(log, view, position, end)
     words[HWM] = end
@@ -261,7 +261,7 @@ def _copy(log: PartitionLog, fd: int, path: str, bases: list[int], start: int, e
 
 
 def refuse(log: PartitionLog) -> None:
-    """This process wrote here when the sync failed, or after: it must see the failure, not go round it (H30)."""
+    """Who wrote here when the sync failed, or after, must see the failure, not go round it (H30)."""
     raise DiskFailedError(f"a sync of {log.name} failed; it refuses writes until the cluster is opened again")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
-from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnsupportedVersion
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
 from streamlog._os import files, process
 from streamlog._os.files import O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, PAGE, FileSystem
 from streamlog.errors import CorruptRecordError, StorageError, UnsupportedFormatError
@@ -81,7 +81,7 @@ def read_header(fs: FileSystem, path: str) -> SegmentHeader:
 def _checked_header(data: bytes, path: str) -> SegmentHeader:
     try:
         return SegmentHeader(data)
-    except UnsupportedVersion as error:
+    except UnknownVersionError as error:
         raise UnsupportedFormatError(f"{path}: {error}", path) from None
     except ValueError as error:
         raise CorruptRecordError(f"{path}: {error}", path, 0, fmt.SEGMENT_MAGIC, data[:16], -1) from None
@@ -149,7 +149,7 @@ class SegmentView:
     def batch(self, position: int, ahead: int, *, verify: bool = True) -> Batch:
         """The batch at `position`; up to `ahead` the bytes are published.
 
-        Raises: ValueError (torn, stale or damaged), UnsupportedVersion, DiskFailedError.
+        Raises: ValueError (torn, stale or damaged), UnknownVersionError, DiskFailedError.
         """
         end = position + fmt.BATCH_HEADER_SIZE
         if end > self.checked or position < self.checked_from:
@@ -173,7 +173,7 @@ class SegmentView:
         while offset < limit:
             try:
                 found = self.batch(position, ahead, verify=verify)
-            except (ValueError, UnsupportedVersion):
+            except (ValueError, UnknownVersionError):
                 return
             if found.base_offset != offset or found.leader_epoch != self.header.leader_epoch:
                 return
@@ -205,7 +205,7 @@ class SegmentView:
             return None
         try:
             batch = self.batch(position, ahead)
-        except (ValueError, UnsupportedVersion):
+        except (ValueError, UnknownVersionError):
             return None
         return batch.base_offset if batch.base_offset <= offset else None
 
@@ -233,7 +233,7 @@ class SegmentView:
                 continue
             try:
                 batch = self.batch(found, end)
-            except (ValueError, UnsupportedVersion):
+            except (ValueError, UnknownVersionError):
                 at = found + 1
                 continue
             if batch.base_offset > offset and not found & 7:

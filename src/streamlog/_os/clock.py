@@ -23,7 +23,7 @@ class Clock:
 
     def now_ms(self) -> int:
         """Milliseconds since 1970-01-01 UTC."""
-        return _time_ns() // 1_000_000 + self._words[self._offset_index]  # type: ignore[no-any-return]
+        return _time_ns() // 1_000_000 + self._words[self._offset_index]
 
     def advance(self, ms: int) -> None:
         """Move the clock of every process of the cluster forward."""

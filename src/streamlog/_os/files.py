@@ -269,6 +269,24 @@ def absolute(path: str) -> str:
     return os.path.realpath(os.path.expanduser(path))
 
 
+def path_text(location: object) -> str:
+    """A path or a URL as text; empty for what is neither."""
+    found = os.fspath(location) if isinstance(location, str | os.PathLike) else ""
+    return found if isinstance(found, str) else os.fsdecode(found)
+
+
+def exists(path: str) -> bool:
+    """Whether something has this name."""
+    return os.path.lexists(path)
+
+
+def nearest_existing(path: str) -> str:
+    """The path, or the nearest directory above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def is_directory(path: str) -> bool:
     """Whether there is a directory of this name, not through a link in the last component."""
     try:
@@ -342,6 +360,24 @@ def file_system_name(path: str) -> tuple[str, bool]:
     if magic in _LOCAL_MAGIC:
         return _LOCAL_MAGIC[magic], True
     return _NETWORK_MAGIC.get(magic, f"unknown (magic {magic:#x})"), False
+
+
+def memory_directory() -> str:
+    """A directory of this user's on tmpfs where there is one, else below the temporary directory; made if missing."""
+    shared = "/dev/shm"  # noqa: S108  (the name that the C library uses)
+    base = shared if is_directory(shared) and os.access(shared, os.W_OK) else tempfile_directory()
+    root = f"{base}/streamlog-{os.getuid()}"
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    if os.stat(root, follow_symlinks=False).st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "belongs to another user", root)
+    return root
+
+
+def tempfile_directory() -> str:
+    """Where temporary files go."""
+    import tempfile
+
+    return tempfile.gettempdir()
 
 
 def check_file_system(path: str) -> None:

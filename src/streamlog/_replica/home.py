@@ -12,7 +12,7 @@ from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
 from streamlog._format import checkpoint, names
@@ -85,7 +85,7 @@ class Home:
         self._prepare(create)
         self._home_lock = self._locked(timeout)
         broker = f"{self.path}/{names.broker(0)}"
-        self.cluster_id = self._check_cluster(config)
+        self.cluster_id = self._check_cluster()
         self._broker_lock = self._keep(LockFile(self.fs, f"{broker}/{names.LOCK}"))
         if not self._broker_lock.try_shared(0):
             raise StreamlogTimeoutError(f"{broker} is being remade by another process")
@@ -130,11 +130,11 @@ class Home:
         deadline = monotonic() + timeout
         while True:
             lock_file = self._keep(LockFile(self.fs, f"{self.path}/{names.LOCK}"))
-            if self._hold(lock_file, lock_file.try_shared, deadline) and not lock_file.replaced():
+            if self._hold(lock_file.try_shared, deadline) and not lock_file.replaced():
                 if self._is_made():
                     return lock_file
                 lock_file.unlock(0)
-                if not self._hold(lock_file, lock_file.try_exclusive, deadline):
+                if not self._hold(lock_file.try_exclusive, deadline):
                     raise StreamlogTimeoutError(
                         f"{self.path}/{names.RUN} does not count (removed, copied or half made) while other processes have the "
                         "cluster open; close them first"
@@ -150,7 +150,7 @@ class Home:
             files.make_directories(self.path)
 
     @staticmethod
-    def _hold(lock_file: LockFile, take: Any, deadline: float) -> bool:
+    def _hold(take: Callable[[int], bool], deadline: float) -> bool:
         while not take(0):
             if monotonic() > deadline:
                 return False
@@ -228,7 +228,7 @@ class Home:
             parsed and parsed[0] != names.METADATA_TOPIC for parsed in map(names.parse_partition, self.fs.listdir(broker))
         )
 
-    def _check_cluster(self, config: Mapping[str, Any]) -> str:
+    def _check_cluster(self) -> str:
         path = f"{self.path}/{names.CLUSTER}"
         import json
 

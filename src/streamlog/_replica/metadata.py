@@ -68,7 +68,7 @@ class Metadata:
         """Fold what is on the disk; sync first what a writer that died left unsynced."""
         self.log.ensure_valid(timeout)
         if self._words[SYNCED] < self._words[HWM]:
-            self._sync(timeout)
+            self.log.sync(timeout)
         with self._fold_lock:
             if self._reader is None:
                 self._reader = LogReader(self.log, self.log.start_offset, timeout=timeout)
@@ -76,10 +76,6 @@ class Metadata:
                 self._fold(batch)
             self.version = self._reader.offset
             self._reader.release()
-
-    def _sync(self, timeout: float) -> None:
-        words = self._words
-        self.log.wait_synced(words[HWM], self.log.leader_epochs().latest(), timeout)
 
     def _fold(self, batch: fmt.Batch) -> None:
         import msgpack  # here: 4 ms of a cold start
@@ -123,6 +119,7 @@ class Metadata:
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack
 
+        self.log.catch_up(timeout)
         self.refresh(timeout)
         records = decide()
         if records:
@@ -131,7 +128,7 @@ class Metadata:
             batch.count, batch.base_timestamp = len(records), self.now_ms()
             batch.max_timestamp = batch.base_timestamp
             self.log.append(batch, timeout)
-            self.log.wait_synced(batch.base_offset + batch.count, batch.epoch, timeout)
+            self.log.wait_synced(batch, timeout)
             self.log.bell.ring()  # who waits for metadata waits for what is synced
             self.refresh(timeout)
         if act is not None:

@@ -1,0 +1,178 @@
+"""`streamlog.check`: every invariant of docs/invariants.md, checked on a cluster's files."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+from streamlog._format import batch as fmt
+from streamlog._format import checkpoint, names
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
+from streamlog._log.partition import PartitionLog
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, POSITION, SEGMENT, START, SYNCED
+from streamlog._os import files
+from streamlog._os.locks import under
+from streamlog._replica.home import Home
+from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
+from streamlog.cluster import Cluster, open
+from streamlog.errors import StorageError, UnknownTopicOrPartitionError
+from streamlog.types import Finding
+
+
+def check(
+    location: str | os.PathLike[str] | Cluster, *, progress: Callable[[int, int], None] | None = None
+) -> list[Finding]:
+    """Verify every checksum and every invariant; an empty list means that all hold.
+
+    Other processes may go on writing meanwhile.  `progress` is called with the bytes done and the bytes in all.
+    Raises: NotAClusterError and what else `open` raises.
+    """
+    if isinstance(location, Cluster):
+        return _Check(location._home, location.timeout, progress).run()
+    with open(location, create=False) as cluster:
+        return _Check(cluster._home, cluster.timeout, progress).run()
+
+
+class _Check:
+    """One run."""
+
+    def __init__(self, home: Home, timeout: float, progress: Callable[[int, int], None] | None) -> None:
+        self._home, self._timeout, self._progress = home, timeout, progress
+        self._findings: list[Finding] = []
+        self._done = self._total = 0
+
+    def run(self) -> list[Finding]:
+        """Check metadata, directories, then each partition."""
+        home = self._home
+        home.metadata.refresh(self._timeout)
+        topics = [TopicMetadata(names.METADATA_TOPIC, TOPIC_ID, 1, {}), *home.metadata.topics.values()]
+        self._check_directories(topics)
+        logs = [home.log(topic, number, self._timeout) for topic in topics for number in range(topic.partitions)]
+        self._total = sum(self._size(log) for log in logs)
+        for log in logs:
+            try:
+                self._check_log(log)
+            except UnknownTopicOrPartitionError:
+                continue  # deleted meanwhile
+            except (StorageError, FileNotFoundError) as error:
+                self._found("I1", log.directory, str(error))
+        return self._findings
+
+    def _found(self, invariant: str, path: str, message: str) -> None:
+        self._findings.append(Finding(invariant, path, message))
+
+    def _size(self, log: PartitionLog) -> int:
+        try:
+            return log.sizes()[1]
+        except (OSError, StorageError):
+            return 0
+
+    def _check_directories(self, topics: list[TopicMetadata]) -> None:
+        """I8: each partition in the metadata has its directory, and each directory its partition."""
+        broker = f"{self._home.path}/{names.broker(0)}"
+        there = set(self._home.fs.listdir(broker))
+        for topic in topics:
+            for number in range(topic.partitions):
+                if names.partition(topic.name, number) not in there:
+                    self._found("I8", f"{broker}/{names.partition(topic.name, number)}", "the partition's directory is missing")
+
+    def _check_log(self, log: PartitionLog) -> None:
+        log.ensure_valid(self._timeout)
+        seen = under(log.lock, self._timeout, self._words, log)
+        bases = log.segments()
+        offset, epoch = bases[0], 0
+        for base, limit in zip(bases, [*bases[1:], None]):
+            if base != offset:
+                self._found("I1", log.directory, f"a segment ends at offset {offset}, the next begins at {base}")
+            offset, epoch = self._check_segment(log, base, limit, epoch, seen)
+        self._check_words(log, seen, offset, epoch)
+        self._check_epochs(log)
+
+    @staticmethod
+    def _words(log: PartitionLog) -> list[int]:
+        return [log.words[number] for number in range(SYNCED + 1)]
+
+    def _check_segment(self, log: PartitionLog, base: int, limit: int | None, epoch: int, seen: list[int]) -> tuple[int, int]:
+        """I1, I3, I4, I6: header, batches one after the other, checksums, columns, index.  Returns end offset and epoch."""
+        view = SegmentView(log.fs, log.directory, base)
+        header = view.header
+        if (header.topic_id, header.partition) != (log.topic_id, log.partition):
+            self._found("I1", view.path, f"the header names topic {header.topic_id.hex()}, partition {header.partition}")
+        if header.leader_epoch < epoch:
+            self._found("I5", view.path, f"leader epoch {header.leader_epoch} after {epoch}")
+        end = seen[HWM] if limit is None else limit
+        ahead = seen[POSITION] if base == seen[SEGMENT] else view.size
+        position, offset, positions = SEGMENT_HEADER_SIZE, base, {}
+        while offset < end:
+            try:
+                batch = view.batch(position, ahead)
+                if batch.base_offset != offset or batch.leader_epoch != header.leader_epoch:
+                    raise ValueError(f"offset {batch.base_offset} of epoch {batch.leader_epoch}; {offset} of {header.leader_epoch} is wanted")
+                self._check_batch(batch)
+            except (ValueError, UnknownVersionError) as error:
+                self._found("I3", view.path, f"position {position}, offset {offset}: {error}")
+                beyond = view.after_damage(position, offset, min(ahead, view.size))
+                if beyond is None:
+                    return end, header.leader_epoch
+                offset, position = beyond
+                continue
+            positions[position] = offset
+            offset, position = batch.next_offset, position + batch.length
+            self._tell(batch.length)
+        if offset != end:
+            self._found("I1", view.path, f"its batches end at offset {offset}, it ends at {end}")
+        self._check_index(view, positions)
+        return offset, header.leader_epoch
+
+    @staticmethod
+    def _check_batch(batch: fmt.Batch) -> None:
+        """I6: the columns fit the batch and its counts."""
+        if not 0 < batch.count <= batch.last_offset_delta + 1:
+            raise ValueError(f"{batch.count} records in {batch.last_offset_delta + 1} offsets")
+        columns = batch.columns()
+        for column in (columns.keys, columns.values, columns.headers):
+            if column is not None:
+                column.check()
+        timestamps = [batch.base_timestamp] if columns.timestamps is None else columns.timestamps.tolist()
+        if max(timestamps) != batch.max_timestamp:
+            raise ValueError(f"max_timestamp {batch.max_timestamp}, {max(timestamps)} found")
+
+    def _check_index(self, view: SegmentView, positions: dict[int, int]) -> None:
+        """I4: entries rise, and point at batches."""
+        index = view.index()
+        last = (-1, -1, -1)
+        for number in range(len(index)):
+            entry = index.entry(number)
+            if entry[1] in positions and positions[entry[1]] != entry[0]:
+                self._found("I4", view.path, f"index entry {number} says offset {entry[0]}, position {entry[1]} has {positions[entry[1]]}")
+            if not (entry[0] > last[0] and entry[1] > last[1] and entry[2] >= last[2]):
+                self._found("I4", view.path, f"index entry {number} {entry} after {last}")
+            last = entry
+
+    def _check_words(self, log: PartitionLog, seen: list[int], offset: int, epoch: int) -> None:
+        """I2, I7: the words agree with the log, where nobody is inside."""
+        path = f"{log.directory} (state)"
+        if seen[DIRTY] or seen[FAILED] or seen[BOOT] != log.boot:
+            return  # the next one inside derives them anew
+        if not seen[START] <= seen[SYNCED] <= seen[HWM] or seen[HWM] != seen[END]:
+            self._found("I2", path, f"start {seen[START]}, synced {seen[SYNCED]}, high watermark {seen[HWM]}, end {seen[END]}")
+        if (offset, epoch) != (seen[END], seen[EPOCH]):
+            self._found("I7", path, f"the log ends at {offset} in epoch {epoch}, the words say {seen[END]} in {seen[EPOCH]}")
+
+    def _check_epochs(self, log: PartitionLog) -> None:
+        """I5: epochs and their starts rise."""
+        entries = log.leader_epochs().entries
+        if entries != sorted(set(entries)) or [start for _, start in entries] != sorted({start for _, start in entries}):
+            self._found("I5", f"{log.directory}/{names.LEADER_EPOCHS}", f"entries do not rise: {entries}")
+        try:
+            checkpoint.decode(files.read_file(log.fs, f"{log.directory}/{names.LEADER_EPOCHS}"), 2)
+        except (FileNotFoundError, ValueError):
+            pass  # derived: it is not used then
+
+    def _tell(self, size: int) -> None:
+        self._done += size
+        if self._progress is not None:
+            self._progress(min(self._done, self._total), self._total)
