@@ -381,6 +381,12 @@ class PartitionLog:
         self.epoch = self.words[EPOCH]
         self._known = self._map[self._known_start : self._known_end - 8] + bytes(8)  # with the mark down
 
+    def look_again(self) -> None:
+        """For readers whose segment is not there: with nobody inside, what the directory shows is what counts.  Under the lock."""
+        self._listing = (-1, [])
+        if self._map[self._known_start : self._known_end] != self._known:
+            self.settle(for_append=False)
+
     def ensure_valid(self, timeout: float) -> None:
         """For readers: recover the log if nobody has since the boot, so that the slot counts."""
         words = self.words

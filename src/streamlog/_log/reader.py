@@ -13,7 +13,7 @@ from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
 from streamlog.errors import CorruptRecordError, OffsetOutOfRangeError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
-_RETRIES = 100  # directory changes under one look; each is a roll or a cut that finished meanwhile
+_LOOKS = 4  # without the lock: each fails only if a segment was rolled or cut meanwhile
 _NO_LIMIT = 2**62
 
 
@@ -105,15 +105,21 @@ class LogReader:
     def _locate(self) -> None:
         """Find the segment and the position of `offset`."""
         self.log.ensure_valid(self.timeout)
-        for _ in range(_RETRIES):
-            turn = self.words[TURN]  # before the directory (slow-turn-first)
+        for _ in range(_LOOKS):
             try:
-                if self._find(turn):
+                if self._find(self.words[TURN]):  # loaded before the directory is looked at (slow-turn-first)
                     return
             except FileNotFoundError:
-                if self.words[BOOT] == DEAD or self.words[TURN] == turn:
-                    self._missing()
-        self._missing()
+                break  # somebody is inside a cut, or died there, or the file is lost
+        under(self.log.lock, self.timeout, self._find_in_peace)
+
+    def _find_in_peace(self) -> None:
+        """Under the lock nothing changes: where segments come faster than one can look, or one is not there."""
+        self.log.look_again()
+        try:
+            self._find(self.words[TURN])
+        except FileNotFoundError:
+            self._missing()
 
     def _missing(self) -> None:
         if self.words[BOOT] == DEAD:

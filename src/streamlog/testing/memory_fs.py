@@ -26,6 +26,13 @@ class MemoryFileSystem(LocalFileSystem):
         self._syncs_fail = 0
         self._lost: dict[Inode, bytes] = {}  # content at a failed sync: clean pages, though not on the disk
 
+        for directory, _, files in os.walk(root):  # what is there at the start is on the disk
+            self._names[os.stat(directory).st_ino] = self._listing(directory)
+            for name in files:
+                fd = self.open(f"{directory}/{name}", os.O_RDWR)
+                self._synced[os.fstat(fd).st_ino] = _content(fd)
+                self.close(fd)
+
     def boot_id(self) -> int:
         """The boot of this life of the machine."""
         return self._boot

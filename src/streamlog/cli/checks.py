@@ -1,0 +1,74 @@
+"""`streamlog dump` and `streamlog verify`: what files hold, and whether they hold what they must."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamlog.cli.common import Commands
+
+import streamlog
+from streamlog.cli.common import location
+
+_EVERY = 1.0  # seconds between lines of progress
+
+
+def add_commands(commands: Commands) -> None:
+    """Add `dump` and `verify`."""
+    parser = commands.add_parser("dump", help="show what a file of a cluster holds, damaged or not")
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--records", action="store_true", help="of a segment: each record too")
+    parser.set_defaults(run=_dump)
+    parser = commands.add_parser("verify", help="check everything that must hold in a cluster's files")
+    parser.set_defaults(run=_verify)
+
+
+def _dump(args: argparse.Namespace) -> int:
+    from streamlog.dump import dump
+
+    return 0 if dump(args.file, print, records=args.records) else 1
+
+
+def _verify(args: argparse.Namespace) -> int:
+    show, stop = _progress()
+    try:
+        findings = streamlog.check(location(args), progress=show)
+    finally:
+        stop()
+    for finding in findings:
+        print(f"{finding.invariant} {finding.path}: {finding.message}")
+    print(f"{len(findings)} findings" if findings else "everything holds", file=sys.stderr)
+    return 1 if findings else 0
+
+
+def _progress() -> tuple[Callable[[int, int], None] | None, Callable[[], None]]:
+    """What shows progress on a terminal (a bar where `rich` is installed, else a line now and then), and what ends it."""
+    if not sys.stderr.isatty():
+        return None, lambda: None
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        return _Percentage().show, lambda: None
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task("verify")
+    bar.start()
+    return lambda done, total: bar.update(task, completed=done, total=total), bar.stop
+
+
+class _Percentage:
+    """A line on stderr every second."""
+
+    def __init__(self) -> None:
+        self.next = monotonic() + _EVERY
+
+    def show(self, done: int, total: int) -> None:
+        """`done` of `total` bytes were read."""
+        if monotonic() >= self.next:
+            self.next = monotonic() + _EVERY
+            print(f"{100 * done // max(total, 1)}% of {total} bytes", file=sys.stderr)

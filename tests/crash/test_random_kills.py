@@ -1,0 +1,96 @@
+"""Writers are killed at random, again and again, while others write and read: nothing acknowledged is lost, nobody is held up."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import streamlog
+from conftest import LONG
+
+KILLS = 2000 if LONG else 150
+
+
+def writer(path: Path, life: int, pipe: int, durability: str) -> None:
+    """Write until killed; tell each acknowledged value."""
+    with streamlog.open(path) as log, log.producer(durability=durability, linger_ms=random.choice((0, 1000))) as producer:
+        number = 0
+        while True:
+            value = b"%d.%d." % (life, number) + b"." * random.choice((10, 10, 700))
+            producer.send("t", value, key=random.choice((None, value)))
+            producer.flush()
+            os.write(pipe, value[: value.index(b".", value.index(b".") + 1)] + b"\n")
+            number += 1
+
+
+def start_writer(path: Path, life: int, pipe: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            random.seed(life)
+            writer(path, life, pipe, "fsync" if life % 5 == 0 else "os")
+        finally:
+            os._exit(1)
+    return pid
+
+
+def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) -> None:
+    chance, path = random.Random(seed), place / "log"
+    with streamlog.open(path) as log:
+        log.create_topic("t", 2, segment_bytes=8192, index_interval_bytes=512)
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        acknowledged: set[bytes] = set()
+        rest = b""
+        seen: list[streamlog.Record] = []
+        with log.producer() as bystander, log.consumer("t", auto_offset_reset="earliest") as reader:
+            pids = [start_writer(path, life, writing) for life in range(2)]
+            request.addfinalizer(lambda: end(pids))
+            for life in range(2, KILLS + 2):
+                time.sleep(chance.random() * 0.012)
+                os.kill(pids[0], signal.SIGKILL)
+                os.waitpid(pids.pop(0), 0)
+                pids.append(start_writer(path, life, writing))
+                began = time.monotonic()
+                bystander.send("t", b"bystander.%d" % life).result(timeout=20)
+                assert time.monotonic() - began < 15, "a kill held somebody up"
+                seen += reader.poll(max_records=10**6)
+                rest += drain(reading)
+                *lines, rest = rest.split(b"\n")
+                acknowledged.update(lines)
+                acknowledged.add(b"bystander.%d" % life)
+            end(pids)
+            bystander.send("t", b"bystander.end").result(timeout=20)
+            acknowledged.update((rest + drain(reading)).split(b"\n")[:-1])
+            while found := reader.poll(max_records=10**6):
+                seen += found
+        assert streamlog.check(log) == []
+        values = [b".".join(record.value.split(b".")[:2]) for record in seen]
+        assert acknowledged <= set(values), f"acknowledged and lost: {sorted(acknowledged - set(values))[:10]}"
+        assert len(values) == len(set(values)), "a record twice"
+        for partition in range(2):
+            offsets = [record.offset for record in seen if record.partition == partition]
+            assert offsets == list(range(len(offsets))), "a gap or a repetition"
+        with log.consumer("t", auto_offset_reset="earliest") as again:
+            second: list[streamlog.Record] = []
+            while found := again.poll(max_records=10**6):
+                second += found
+        assert sorted(second, key=lambda r: (r.partition, r.offset)) == sorted(seen, key=lambda r: (r.partition, r.offset))
+        print(f"{KILLS} kills, {len(acknowledged)} acknowledged, {len(seen)} seen")
+
+
+def end(pids: list[int]) -> None:
+    while pids:
+        os.kill(pids[-1], signal.SIGKILL)
+        os.waitpid(pids.pop(), 0)
+
+
+def drain(fd: int) -> bytes:
+    data = b""
+    while True:
+        try:
+            data += os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return data
