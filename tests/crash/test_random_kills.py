@@ -69,6 +69,8 @@ def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) ->
         assert streamlog.check(log) == []
         values = [b".".join(record.value.split(b".")[:2]) for record in seen]
         assert acknowledged <= set(values), f"acknowledged and lost: {sorted(acknowledged - set(values))[:10]}"
+        places = sorted((record.partition, record.offset) for record in seen)
+        assert len(places) == len(set(places)), f"an offset was read twice: {[p for p, q in zip(places, places[1:]) if p == q][:10]}"
         assert len(values) == len(set(values)), "a record twice"
         for partition in range(2):
             offsets = [record.offset for record in seen if record.partition == partition]
