@@ -71,7 +71,7 @@ class Producer:
         self._aside: deque[RecordBatch] = deque()  # what a thread sent from inside its own `send`
         self._closed_reason = ""
         self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
-        self._closed_batch.room, self._closed_batch.stride = -1, 1
+        self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters = -1, 1, []
         self._targets: dict[Any, Target] = {}
         self._open: dict[Lane, None] = {}  # lanes with an open batch
         self._queued: dict[Lane, None] = {}  # lanes with closed ones
@@ -436,8 +436,9 @@ class Producer:
                 self._settle(lane, batches, blocked)
             if blocked:
                 return
-            if lane.queue and until is not None and until.finished:
-                self._hand_over(lane)
+            if until is not None and until.finished:
+                if lane.queue or lane.batch.waiters:
+                    self._hand_over(lane)
                 return
 
     def _settle(self, lane: Lane, batches: list[RecordBatch], blocked: bool) -> None:
@@ -461,7 +462,7 @@ class Producer:
     def _hand_over(self, lane: Lane) -> None:
         """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
         try:
-            lane.queue[0].waiters.pop()()
+            (lane.queue[0] if lane.queue else lane.batch).waiters.pop()()
         except IndexError:
             self._sender.expect(0.0)
 
@@ -612,23 +613,34 @@ class Producer:
             if not last.finished:
                 if deadline < 0:
                     deadline = monotonic() + (self._delivery if timeout is None else timeout)
-                self._wait_for(last, deadline)
+                while not last.finished:
+                    self._write_now(last, deadline)
 
-    def _wait_for(self, last: RecordBatch, deadline: float) -> None:
-        """Wait for a queued batch: by writing the queue where nobody else does."""
-        lane = last.lane
-        while not last.finished:
-            left = deadline - monotonic()
-            if left <= 0:
-                reason = lane.trouble or "another thread is writing them"
-                raise StreamlogTimeoutError(f"flush: records of {lane.name} are not written yet: {reason}")
-            if lane.draining or lane.tries:
+    def _write_now(self, batch: RecordBatch, deadline: float) -> None:
+        """Bring a batch nearer to its end: write it and those before it, or wait while another thread does.
+
+        A batch that others still fill stays open as long as another thread is writing: so waiting threads share one append and one sync.
+        """
+        lane = batch.lane
+        left = deadline - monotonic()
+        if left <= 0:
+            reason = lane.trouble or "another thread is writing"
+            raise StreamlogTimeoutError(f"a record of {lane.name} is not written yet: {reason}")
+        if lane.draining or lane.tries or (self._busy and self._is_inside()):
+            try:
+                batch.wait(min(left, _PATIENCE))
+            except StreamlogTimeoutError:
+                return
+        if batch is lane.batch and not lane.draining:
+            with self._lock:
+                self._busy = True
                 try:
-                    last.wait(min(left, _PATIENCE))
-                except StreamlogTimeoutError:
-                    continue
-            else:
-                self._drain(lane, wait=True, until=last)
+                    if batch is lane.batch:
+                        self._end(lane)
+                finally:
+                    self._busy = False
+        if not batch.finished and not lane.tries:
+            self._drain(lane, wait=True, until=batch)
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is left, then close.  What cannot be written within `timeout` seconds fails with ClosedError."""

@@ -12,7 +12,7 @@ from streamlog.testing.memory_fs import MemoryFileSystem
 import streamlog
 from conftest import LONG
 
-ROUNDS = 400 if LONG else 60
+ROUNDS = 4000 if LONG else 400
 
 
 class History:

@@ -123,9 +123,7 @@ class RecordBatch(Pending):
         producer = self.lane.producer
         deadline = monotonic() + (producer.config.delivery_timeout_ms / 1000 if timeout is None else timeout)
         while not self.finished:
-            self.wait(deadline - monotonic())
-            if not self.finished:
-                producer._drain(self.lane, wait=True, until=self)
+            producer._write_now(self, deadline)
 
     def metadata(self, number: int) -> RecordMetadata:
         """Where record `number` was written.  Raises what the batch failed with."""

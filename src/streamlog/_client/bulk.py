@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,23 +113,26 @@ def _row_chunks(
     producer: Producer, target: Target, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None,
     times: list[int] | None, headers: list[bytes | None] | None, partition: int | None,
 ) -> Iterator[tuple[Lane, Chunk]]:  # fmt: skip
-    columns: list[Sequence[Any]] = [values, *(column for column in (keys, headers) if column is not None)]
-    sizes = [sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
-    if times is not None:
-        sizes = [size + 8 for size in sizes]
+    sizes = _sizes(values, keys, headers, times)
     _check(producer, target, max(sizes))
     limit = min(target.max_message_bytes - _SLACK, producer.config.buffer_memory)
     for lane, numbers in _lanes(producer, target, keys, len(values), partition):
-        start = 0
+        ends = list(accumulate(map(sizes.__getitem__, numbers)))  # bytes up to and with each row
+        start = done = 0
         while start < len(numbers):
-            end, room = start, limit
-            while end < len(numbers) and (end == start or room >= sizes[numbers[end]]):
-                room -= sizes[numbers[end]]
-                end += 1
+            end = max(start + 1, bisect_right(ends, done + limit))
             yield lane, _chunk(numbers[start:end], values, keys, times, headers)
-            start = end
+            start, done = end, ends[end - 1]
     if partition is None and keys is None:
         target.switch()
+
+
+def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: Any) -> list[int]:
+    """Bytes of each row, offsets and timestamps included."""
+    if keys is None and headers is None and times is None and None not in values:
+        return [size + 4 for size in map(len, values)]  # type: ignore[arg-type]
+    columns: list[Sequence[Any]] = [values, *(column for column in (keys, headers) if column is not None)]
+    return [8 + sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
 
 
 def _lanes(
@@ -150,7 +156,8 @@ def _chunk(
         if column is None:
             return None
         if isinstance(numbers, range):
-            return list(column[numbers.start : numbers.stop])
+            whole = len(numbers) == len(column) and isinstance(column, list)
+            return column if whole else list(column[numbers.start : numbers.stop])  # type: ignore[return-value]
         return [column[number] for number in numbers]
 
     chosen = pick(times)

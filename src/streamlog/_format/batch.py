@@ -167,12 +167,10 @@ def seal_head(salt: int, columns: bytes, *fields: Any) -> bytes:
     return PREFIX.pack(BATCH_MAGIC, FORMAT_VERSION, hasher.intdigest()) + body
 
 
-def reseal(batch: bytes, salt: int, leader_epoch: int) -> bytes:
-    """The same batch for another segment: its salt, its epoch."""
-    fields = list(BATCH_BODY.unpack_from(batch, PREFIX.size))
-    fields[-2] = leader_epoch
+def reseal(batch: bytes, salt: int) -> bytes:
+    """The same batch for another segment: its salt."""
     columns = batch[BATCH_HEADER_SIZE:]
-    return seal_head(salt, columns, *fields) + columns
+    return seal_head(salt, columns, *BATCH_BODY.unpack_from(batch, PREFIX.size)) + columns
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------

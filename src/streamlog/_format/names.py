@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 LOCK = "lock"
 CLUSTER = "cluster.json"
 RUN = "run"
@@ -19,9 +17,8 @@ METADATA_TOPIC = "__cluster_metadata"
 INTERNAL_TOPICS = frozenset((METADATA_TOPIC, "__consumer_offsets", "__transaction_state", "__share_group_state"))
 MAX_TOPIC_NAME = 249
 
-_LEGAL_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-_SEGMENT = re.compile(r"(\d{20})\.log")
-_PARTITION = re.compile(r"([a-zA-Z0-9._-]{1,249})-(\d+)")
+_LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")  # (`re` costs 5 ms of a cold start)
+_DIGITS = frozenset("0123456789")
 
 
 def topic_problem(name: object) -> str | None:
@@ -32,7 +29,7 @@ def topic_problem(name: object) -> str | None:
         return f"{name!r} cannot name a topic"
     if len(name) > MAX_TOPIC_NAME:
         return f"a topic's name has at most {MAX_TOPIC_NAME} characters, this one {len(name)}"
-    if not _LEGAL_TOPIC.fullmatch(name):
+    if not _LEGAL.issuperset(name):
         return f"{name!r} cannot name a topic: letters, digits, '.', '_' and '-' can stand in it"
     return None
 
@@ -54,8 +51,10 @@ def partition(topic: str, number: int) -> str:
 
 def parse_partition(name: str) -> tuple[str, int] | None:
     """Topic and partition of a replica's directory."""
-    found = _PARTITION.fullmatch(name)
-    return (found[1], int(found[2])) if found else None
+    topic, dash, number = name.rpartition("-")
+    if not dash or topic_problem(topic) or not number or not _DIGITS.issuperset(number):
+        return None
+    return topic, int(number)
 
 
 def deleted(topic: str, number: int, topic_id: bytes) -> str:
@@ -75,7 +74,7 @@ def index(base_offset: int) -> str:
 
 def base_offsets(listing: list[str]) -> list[int]:
     """First offsets of the segments in a directory's listing, in order."""
-    return sorted(int(found[1]) for found in map(_SEGMENT.fullmatch, listing) if found)
+    return sorted(int(name[:20]) for name in listing if len(name) == 24 and name.endswith(LOG) and _DIGITS.issuperset(name[:20]))
 
 
 def state(topic_id: bytes) -> str:

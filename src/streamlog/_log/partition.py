@@ -7,6 +7,7 @@ exhaustively, and its step names stand in the comments: up roll put words hwm do
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ class PartitionLog:
         self.slot, self.words, self.settings = slot, slot.words, settings
         self.recovery_point = recovery_point
         self.boot, self.pid = fs.boot_id(), process.pid()
-        self.lock = ByteLock(lock_file, 2 * partition + 2, PARTITION, self._describe_lock)
-        self.sync_lock = ByteLock(lock_file, 2 * partition + 3, SYNC, self._describe_sync_lock)
+        self.name = names.partition(topic, partition)
+        self.lock = ByteLock(lock_file, 2 * partition + 2, PARTITION, partial(_describe, f"partition lock of {self.name}", self.words, DIRTY))
+        self.sync_lock = ByteLock(lock_file, 2 * partition + 3, SYNC, partial(_describe, f"sync lock of {self.name}", self.words, SYNCING))
         self.bell = Bell(slot.page, slot.bell_index)
         self._cluster_bell = cluster_bell
         self._cluster_flag = cluster_bell.index + 1
@@ -118,9 +120,10 @@ class PartitionLog:
         self._path = ""
         self.forget()
         self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
+        self._largest: dict[tuple[int, int], int] = {}  # of sealed segments, which do not change
         self._listing: tuple[int, list[int]] = (-1, [])
         self._epochs: tuple[int, epochs.Epochs | None] = (-1, None)
-        self._synced_segment = -1
+        self._sync_fd = -1, -1  # inode and descriptor of the segment that was synced last; under the sync lock
 
     # ---- what this process knows of the active segment: counts only while `_known` is what the slot says ---------------
 
@@ -134,13 +137,19 @@ class PartitionLog:
 
     def release_files(self) -> bool:
         """Close the files if no thread of this process is inside; they are opened again when needed."""
-        if not self.lock.acquire(False):
-            return False
-        try:
-            self.forget()
-        finally:
-            self.lock.release()
+        for lock, close in ((self.sync_lock, self._close_sync_fd), (self.lock, self.forget)):
+            if not lock.acquire(False):
+                return False
+            try:
+                close()
+            finally:
+                lock.release()
         return True
+
+    def close(self) -> None:
+        """Close the files; nobody uses the log any more."""
+        self.forget()
+        self._close_sync_fd()
 
     def check_place(self) -> None:
         """Let go of files whose directory was removed or replaced under our feet: the next append looks again (H8)."""
@@ -152,23 +161,6 @@ class PartitionLog:
                 inode = -1
             if inode != words[DIRECTORY]:
                 self.release_files()
-
-    @property
-    def name(self) -> str:
-        """Topic and partition, as in "clicks-0"."""
-        return names.partition(self.topic, self.partition)
-
-    def _describe_lock(self) -> str:
-        return self._described("partition lock", DIRTY)
-
-    def _describe_sync_lock(self) -> str:
-        return self._described("sync lock", SYNCING)
-
-    def _described(self, what: str, word: int) -> str:
-        pid = self.words[word]
-        if pid:
-            return f"the {what} of {self.name}, held by process {pid} ({locks.process_state(pid)})"
-        return f"the {what} of {self.name}, held by another process"
 
     # ---- append ----------------------------------------------------------------------------------------------------------
 
@@ -413,6 +405,17 @@ class PartitionLog:
             self._epochs = turn, found
         return found
 
+    def largest_timestamp(self, base_offset: int, limit: int) -> int | None:
+        """The largest timestamp of a sealed segment that ends at `limit`; None where its index does not say."""
+        found = self._largest.get((base_offset, limit))
+        if found is None:
+            index = SegmentView(self.fs, self.directory, base_offset).index()
+            closing = index.entry(len(index) - 1) if len(index) else (-1, 0, 0)
+            if closing[0] != limit:
+                return None
+            found = self._largest[base_offset, limit] = closing[2]
+        return found
+
     @property
     def high_watermark(self) -> int:
         """Readers see offsets below it."""
@@ -439,21 +442,11 @@ class PartitionLog:
         words, end = self.words, batch.base_offset + batch.count
         while True:
             synced = words[SYNCED]  # before the epoch (H30)
-            if words[FAILED]:
+            if words[EPOCH] != batch.epoch or words[FAILED]:
                 raise DiskFailedError(f"{self.name}: a sync failed before offset {end} was on the disk; open the cluster again")
-            if words[EPOCH] != batch.epoch:
-                under(self.lock, timeout, self._find_again, batch)
-            elif synced >= end:
+            if synced >= end:
                 return
-            else:
-                under(self.sync_lock, timeout, self._sync, end, timeout)
-
-    def _find_again(self, batch: Pending) -> None:
-        """The log went on in another epoch: a recovery has written the batch anew where it was, or it is gone."""
-        found = self._batch_at(batch.base_offset)
-        if found is None or (found.count, found.data[BATCH_HEADER_SIZE:]) != (batch.count, batch.columns):
-            raise DiskFailedError(f"{self.name}: offset {batch.base_offset} was cut away before it was on the disk")
-        batch.epoch = self.words[EPOCH]
+            under(self.sync_lock, timeout, self._sync, end, timeout)
 
     def sync(self, timeout: float) -> None:
         """Return once all that is published now is on the disk.  Raises like `wait_synced`."""
@@ -503,18 +496,17 @@ class PartitionLog:
         bases = self.segments()
         first = max(0, bisect_right(bases, self.words[SYNCED]) - 1)
         for base in bases[first:-1]:
-            self._sync_file(base)
-        if self._synced_segment != bases[-1]:
+            recovery.sync_file(self, base)
+        path, inode = f"{self.directory}/{names.log(bases[-1])}", self.words[INODE]
+        if self._sync_fd[0] != inode:  # opening it each time costs 5 µs
+            self._close_sync_fd()
+            self._sync_fd = inode, self.fs.open(path, O_RDWR)
             self.fs.sync_dir(self.directory)
-            self._synced_segment = bases[-1]
-        self._sync_file(bases[-1])
+        self.fs.sync(self._sync_fd[1], path)
 
-    def _sync_file(self, base_offset: int) -> None:
-        path = f"{self.directory}/{names.log(base_offset)}"
-        fd = self.fs.open(path, O_RDWR)
-        try:
-            self.fs.sync(fd, path)
-        finally:
+    def _close_sync_fd(self) -> None:
+        (_, fd), self._sync_fd = self._sync_fd, (-1, -1)
+        if fd >= 0:
             self.fs.close(fd)
 
     def flush_due(self) -> bool:
@@ -543,6 +535,13 @@ class PartitionLog:
     def initialise(self, timeout: float) -> None:
         """Fill the slot of a partition that was just made, so that its first use is no recovery."""
         under(self.lock, timeout, recovery.begin, self)
+
+
+def _describe(what: str, words: memoryview, word: int) -> str:
+    """Which lock it is and who holds it, for the error of a wait that ended."""
+    pid = words[word]
+    holder = f"process {pid} ({locks.process_state(pid)})" if pid else "another process"
+    return f"the {what}, held by {holder}"
 
 
 def create(fs: FileSystem, directory: str, topic_id: bytes, partition: int) -> None:

@@ -143,7 +143,7 @@ class LogReader:
         at = bisect_right(bases, self.offset) - 1
         limit = bases[at + 1] if at + 1 < len(bases) else _NO_LIMIT
         if self._view is None or self._view.header.base_offset != bases[at] or words[TURN] != self._turn:
-            self._view = SegmentView(log.fs, log.directory, bases[at])
+            self._view = self._open(bases[at], min(limit, high_watermark))
         view = self._view
         self._turn, self._limit = turn, limit
         ahead = view.size if limit != _NO_LIMIT else words[POSITION]
@@ -154,6 +154,14 @@ class LogReader:
         except (ValueError, UnknownVersionError):
             self._position = self._find_around_damage(view, ahead)
         return bool(words[TURN] == turn)
+
+    def _open(self, base_offset: int, end: int) -> SegmentView:
+        """A segment's view; where its header is damaged the error says that the next segment can be read."""
+        try:
+            return SegmentView(self.log.fs, self.log.directory, base_offset)
+        except (CorruptRecordError, UnsupportedFormatError) as error:
+            error.next_offset = end
+            raise
 
     def _find_around_damage(self, view: SegmentView, ahead: int) -> int:
         """A header on the way to `offset` is damaged: the first sound batch that holds `offset`, else the damage itself."""
@@ -192,12 +200,10 @@ def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tupl
     high_watermark = words[HWM]
     bases = log.segments()
     for base, limit in zip(bases, [*bases[1:], high_watermark]):
+        if limit != high_watermark and (largest := log.largest_timestamp(base, limit)) is not None and largest < timestamp_ms:
+            continue
         view = SegmentView(log.fs, log.directory, base)
         index = view.index()
-        if len(index) and limit != high_watermark:
-            offset, _, largest = index.entry(len(index) - 1)
-            if offset == limit and largest < timestamp_ms:
-                continue
         position, offset = SEGMENT_HEADER_SIZE, base
         hint = index.by_timestamp(timestamp_ms)
         if hint > SEGMENT_HEADER_SIZE and (found := view._hinted(hint, limit, view.size)) is not None and found < limit:

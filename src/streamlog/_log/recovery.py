@@ -157,13 +157,32 @@ def _whole(
         if base != end or header is None or header.leader_epoch < epoch:
             break
         epoch = header.leader_epoch
-        view = SegmentView(log.fs, log.directory, base)
-        position = SEGMENT_HEADER_SIZE
-        for at, batch in view.batches(position, base, limit, view.size):
-            end, position = batch.next_offset, at + batch.length
+        end, position = _scan(log, base, limit)
         kept.append(base)
         tail = base, position
     return kept, end, tail
+
+
+def _scan(log: PartitionLog, base: int, limit: int) -> tuple[int, int]:
+    """End offset and position of a segment's whole batches; its index, which no sync has covered, is written anew."""
+    view = SegmentView(log.fs, log.directory, base)
+    offset, position, largest, indexed = base, SEGMENT_HEADER_SIZE, 0, 0
+    pieces = [index_format.header(view.header.salt, base)]
+    for at, batch in view.batches(position, base, limit, view.size):
+        largest = max(largest, batch.max_timestamp)
+        if at - indexed >= log.settings.index_interval_bytes:
+            pieces.append(index_format.ENTRY.pack(batch.base_offset, at, largest))
+            indexed = at
+        offset, position = batch.next_offset, at + batch.length
+    pieces.append(index_format.ENTRY.pack(offset, position, largest))
+    path = f"{log.directory}/{names.index(base)}"
+    fd = log.fs.open(path, O_RDWR | O_CREAT | O_TRUNC)
+    try:
+        log.fs.pwrite(fd, b"".join(pieces), 0, path)
+        log.fs.sync(fd, path)
+    finally:
+        log.fs.close(fd)
+    return offset, position
 
 
 def after_death(log: PartitionLog) -> None:
@@ -206,15 +225,15 @@ def _joined(log: PartitionLog, bases: list[int], hwm: int) -> list[int]:
 def rewrite_unsynced(log: PartitionLog) -> None:
     """A sync failed, or its outcome died with its process: everything past the recovery point is written anew (H30).
 
-    Its pages are readable and may not be on the disk, and a later sync would not say so.  They are copied into a new segment at a
-    raised epoch, written aside and synced; the rename commits.  Nothing visible changes but salts and epochs.
+    Its pages are readable and may not be on the disk, and a later sync would not say so.  They are copied into a new segment,
+    written aside and synced; the rename commits.  The records, their offsets and their epoch stay, so that a reader that stands among
+    them neither repeats nor misses one; a death half-way leaves old and new segments that say the same, and `failed` up.
     """
     fs, directory, words = log.fs, log.directory, log.words
     if words[DIRTY]:
         after_death(log)
     synced, end, bases = words[SYNCED], words[END], names.base_offsets(fs.listdir(directory))
-    epoch = words[EPOCH] + 1
-    salt = segment.new_salt()
+    epoch, salt = words[EPOCH], segment.new_salt()
     temporary = f"{directory}/{names.log(synced)}.{process.pid()}{names.TEMPORARY}"
     fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
     try:
@@ -228,8 +247,6 @@ def rewrite_unsynced(log: PartitionLog) -> None:
         if base > synced:
             _remove(log, base)
     fs.sync_dir(directory)
-    kept = [base for base in bases if base < synced] + [synced]
-    epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     view = SegmentView(fs, directory, synced)
     _store_words(log, view, fs.stat(view.path).st_size, end)
@@ -239,7 +256,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
 
 
 def _copy(log: PartitionLog, fd: int, path: str, bases: list[int], start: int, end: int, salt: int, epoch: int) -> None:
-    """Write a segment that holds the batches of [start, end), sealed with another salt and epoch."""
+    """Write a segment that holds the batches of [start, end), sealed with another salt."""
     pieces = [fmt.seal_segment_header(salt, log.topic_id, start, log.partition, epoch)]
     position = size = 0
     for base, limit in zip(bases, [*bases[1:], end]):
@@ -248,7 +265,7 @@ def _copy(log: PartitionLog, fd: int, path: str, bases: list[int], start: int, e
         view = SegmentView(log.fs, log.directory, base)
         at, offset = view.find(max(start, base), view.size)
         for _, batch in view.batches(at, offset, min(limit, end), view.size):
-            pieces.append(fmt.reseal(bytes(batch.data), salt, epoch))
+            pieces.append(fmt.reseal(bytes(batch.data), salt))
             size += batch.length
             offset = batch.next_offset
             if size >= _COPY:
@@ -315,8 +332,17 @@ def _remove(log: PartitionLog, base: int) -> None:
 def _sync_kept(log: PartitionLog, kept: list[int]) -> None:
     """Where the boot is the same (a restored copy, a lost `run/`) pages may not be on the disk yet."""
     for base in kept[max(0, bisect_right(kept, log.recovery_point) - 1) :]:
-        path = f"{log.directory}/{names.log(base)}"
-        fd = log.fs.open(path, O_RDWR)
+        sync_file(log, base)
+
+
+def sync_file(log: PartitionLog, base_offset: int) -> None:
+    """Sync a segment that is not the active one, and its index: below the recovery point neither is looked through again."""
+    for name in (names.log(base_offset), names.index(base_offset)):
+        path = f"{log.directory}/{name}"
+        try:
+            fd = log.fs.open(path, O_RDWR)
+        except FileNotFoundError:
+            continue  # an index is derived; a segment's absence is told where it is read
         try:
             log.fs.sync(fd, path)
         finally:

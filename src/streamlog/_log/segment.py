@@ -21,7 +21,7 @@ from streamlog._os import files, process
 from streamlog._os.files import O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, PAGE, FileSystem
 from streamlog.errors import CorruptRecordError, StorageError, UnsupportedFormatError
 
-READ_AHEAD = 4 << 20
+FIRST_AHEAD, LAST_AHEAD = 64 << 10, 4 << 20  # bytes brought in at a time: doubles as long as reading goes on
 FIRST_STEP, LAST_STEP = 64 << 10, 16 << 20  # reserved space grows by doubling, between these (H11)
 
 
@@ -90,7 +90,7 @@ def _checked_header(data: bytes, path: str) -> SegmentHeader:
 class SegmentView:
     """A segment's file, mapped for reading.  Belongs to one thread; the batches that it returns outlive it."""
 
-    __slots__ = ("_fs", "_map", "_view", "checked", "checked_from", "header", "inode", "path", "size")
+    __slots__ = ("_ahead", "_fs", "_map", "_view", "checked", "checked_from", "header", "inode", "path", "size")
 
     def __init__(self, fs: FileSystem, directory: str, base_offset: int) -> None:
         """Raises FileNotFoundError (the directory changed), CorruptRecordError or UnsupportedFormatError (its header)."""
@@ -105,6 +105,7 @@ class SegmentView:
         finally:
             fs.close(fd)
         self.checked_from = self.checked = 0
+        self._ahead = FIRST_AHEAD
 
     def _map_file(self, fd: int) -> None:
         found = self._fs.fstat(fd)
@@ -123,12 +124,15 @@ class SegmentView:
             self._fs.close(fd)
 
     def bring_in(self, start: int, end: int, ahead: int) -> None:
-        """Make bytes [start, end) safe to touch, and up to `ahead` if that succeeds.  Raises DiskFailedError."""
+        """Make bytes [start, end) safe to touch, and some up to `ahead` if that succeeds.  Raises DiskFailedError."""
         if end > self.size:
             self.grow()
         if not self.checked_from <= start <= self.checked:
             self.checked_from = self.checked = start & -PAGE
-        ahead = min(max(end, min(ahead, start + READ_AHEAD)), self.size)
+        if end <= self.checked:
+            return
+        ahead = min(max(end, min(ahead, self.checked + self._ahead)), self.size)
+        self._ahead = min(2 * self._ahead, LAST_AHEAD)
         for until in (ahead, end):
             try:
                 files.populate(self._map, self.checked, until, self._read, self.path)
@@ -191,7 +195,7 @@ class SegmentView:
         if hint > SEGMENT_HEADER_SIZE and (found := self._hinted(hint, offset, ahead)) is not None:
             position, base = hint, found
         while base < offset:
-            batch = self.batch(position, ahead, verify=False)
+            batch = self.batch(position, ahead)  # a damaged length or count would lead astray
             if batch.base_offset != base:
                 raise ValueError(f"base offset {batch.base_offset}, {base} is wanted")
             if batch.next_offset > offset:
@@ -225,7 +229,7 @@ class SegmentView:
         """
         at = position + 8
         while at + fmt.BATCH_HEADER_SIZE <= end:
-            until = min(end, at + READ_AHEAD)
+            until = min(end, at + LAST_AHEAD)
             self.bring_in(at, until, until)
             found = self._map.find(fmt.BATCH_MAGIC, at, until)
             if found < 0:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 from _thread import get_ident
 
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_EXCL, O_RDWR, PAGE, FileSystem
 
-STRONG_ORDER = platform.machine() in ("x86_64", "AMD64", "i686", "i386")
+STRONG_ORDER = os.uname().machine in ("x86_64", "AMD64", "i686", "i386")
 """Whether a store is seen before every later store, as on x86; elsewhere a publisher passes a barrier first (H2)."""
 
 

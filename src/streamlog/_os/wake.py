@@ -9,7 +9,7 @@ wake-up, were there one, costs that much; without futexes a waiter polls.
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -25,7 +25,7 @@ MAX_BELLS = 120  # futex_waitv takes 128
 
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _NUMBERS = {"x86_64": (202, 449, 324), "aarch64": (98, 449, 283)}  # futex, futex_waitv, membarrier
-_futex, _futex_waitv, _membarrier = _NUMBERS.get(platform.machine(), (0, 0, 0)) if sys.platform == "linux" else (0, 0, 0)
+_futex, _futex_waitv, _membarrier = _NUMBERS.get(os.uname().machine, (0, 0, 0)) if sys.platform == "linux" else (0, 0, 0)
 _GLOBAL_EXPEDITED, _REGISTER_GLOBAL_EXPEDITED = 2, 4
 
 _waiting_syscall = ctypes.CDLL(None, use_errno=True).syscall  # lets the GIL go: it sleeps

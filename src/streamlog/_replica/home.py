@@ -395,7 +395,7 @@ class Home:
         self.closed = self.closed or "closed"
         for found in self._topics.values():
             for log in found.logs.values():
-                log.forget()
+                log.close()
         self._topics.clear()
         self._open_logs.clear()
         for lock_file in self._lock_files:
