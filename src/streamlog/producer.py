@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 import xxhash
 
 from streamlog._client.batch import BatchDelivery, Delivery, RecordBatch
+from streamlog._client.inputs import check_partition, check_timestamp, pack_headers, to_bytes
 from streamlog._client.lane import Lane, Target
 from streamlog._client.sender import Sender
 from streamlog._client.writer import BatchWriter
@@ -39,7 +40,6 @@ from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
     DiskFailedError,
-    InvalidTimestampError,
     RecordTooLargeError,
     RetriableError,
     SerializationError,
@@ -127,7 +127,7 @@ class Producer:
         except (KeyError, TypeError):
             target = self._target(topic)
         if type(value) is not bytes or self._serialize_value is not None:
-            value = self._bytes("value", value, self._serialize_value)
+            value = to_bytes("value", value, self._serialize_value)
         if key is None:
             size = _RECORD_BYTES if value is None else len(value) + _RECORD_BYTES
             if not self._busy:
@@ -146,7 +146,7 @@ class Producer:
                         self._busy = False
         else:
             if type(key) is not bytes or self._serialize_key is not None:
-                key = self._bytes("key", key, self._serialize_key)
+                key = to_bytes("key", key, self._serialize_key)
             size = len(key) + (2 * _RECORD_BYTES if value is None else len(value) + 2 * _RECORD_BYTES)
             if self._keyed and not self._busy:
                 lane = target.lanes[(_hash(key) & 0x7FFFFFFF) % target.count]
@@ -170,13 +170,11 @@ class Producer:
     ) -> Delivery:
         """`send` with any of the rarer arguments."""
         target = self._target_of(topic)
-        value = self._bytes("value", value, self._serialize_value)
-        key = self._bytes("key", key, self._serialize_key)
+        value = to_bytes("value", value, self._serialize_value)
+        key = to_bytes("key", key, self._serialize_key)
         packed = pack_headers(headers) if headers is not None else None
-        if timestamp_ms is not None and (
-            isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms < 2**63
-        ):
-            raise InvalidTimestampError(f"timestamp_ms={timestamp_ms!r}: milliseconds in [0, 2**63) are wanted")
+        if timestamp_ms is not None:
+            check_timestamp(timestamp_ms)
         if on_delivery is not None and not callable(on_delivery):
             raise SerializationError(f"on_delivery={on_delivery!r} cannot be called")
         if partition is not None:
@@ -314,28 +312,6 @@ class Producer:
             self._drain(lane)
 
     # ---- checks --------------------------------------------------------------------------------------------------------------
-
-    def _bytes(self, what: str, given: Any, serializer: Callable[[Any], Any] | None) -> bytes | None:
-        """A key or value as bytes.  Raises SerializationError, which names a serializer."""
-        if given is None:
-            return None
-        if serializer is not None:
-            try:
-                given = serializer(given)
-            except Exception as error:
-                raise SerializationError(f"{what}_serializer failed: {error!r}") from error
-            if given is None or isinstance(given, str):
-                raise SerializationError(f"{what}_serializer returned {type(given).__name__}; bytes are wanted")
-        if isinstance(given, str):
-            try:
-                return given.encode()
-            except UnicodeEncodeError as error:
-                raise SerializationError(f"{what} {given!r} is not UTF-8: {error}") from None
-        try:
-            return bytes(memoryview(given))
-        except TypeError:
-            hint = f'give {what}_serializer="json", "msgpack", "str" or a callable'
-            raise SerializationError(f"a {what} of type {type(given).__name__} is not bytes; {hint}") from None
 
     def _check_size(self, target: Target, size: int) -> None:
         """Raise RecordTooLargeError, saying which limit, unless what is above one is only our overhead."""
@@ -733,7 +709,7 @@ class Producer:
         target = self._target(topic)
         if partition is not None:
             partition = check_partition(target, partition)
-        lane = target.choose(self._bytes("key", key, self._serialize_key), partition)
+        lane = target.choose(to_bytes("key", key, self._serialize_key), partition)
         if lane is target.sticky:
             target.switch()
         return BatchWriter(self, lane)
@@ -745,29 +721,6 @@ _LOCKING = frozenset(
     if hasattr(function, "__code__") and "_lock" in function.__code__.co_names
 )
 """The code that takes the producer's lock: a thread with one of these below it may be inside."""
-
-
-def check_partition(target: Target, partition: Any) -> int:
-    """A partition that exists.  Raises UnknownTopicOrPartitionError."""
-    if isinstance(partition, bool) or not isinstance(partition, int) or not 0 <= partition < target.count:
-        name = target.metadata.name
-        raise UnknownTopicOrPartitionError(f"partition={partition!r}: topic {name!r} has partitions 0 to {target.count - 1}")
-    return partition
-
-
-def pack_headers(headers: Any) -> bytes | None:
-    """Headers as msgpack; None where there are none.  Raises SerializationError."""
-    import msgpack
-
-    pairs = headers.items() if hasattr(headers, "items") else headers
-    try:
-        rows = [(name, value if value is None else bytes(memoryview(value))) for name, value in pairs]
-    except (TypeError, ValueError):
-        raise SerializationError(f"headers={headers!r}: pairs of str and bytes (or None), or a mapping, are wanted") from None
-    if not all(isinstance(name, str) for name, _ in rows):
-        raise SerializationError(f"headers={headers!r}: a header's name is a str")
-    packed: bytes = msgpack.packb(rows)
-    return packed if rows else None
 
 
 # ---- the ends of a process ---------------------------------------------------------------------------------------------------

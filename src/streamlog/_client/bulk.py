@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streamlog._client.lane import Lane, Target
     from streamlog.producer import Producer
 
+from streamlog._client.inputs import pack_headers, to_bytes
 from streamlog._format import batch as fmt
 from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError
 from streamlog.partitioners import xxh3_partition
@@ -79,7 +80,7 @@ def _rows(what: str, column: Any, producer: Producer) -> Sequence[bytes | None]:
         raise SerializationError(f"{what}s: a list is wanted, not one {type(column).__name__}")
     if serializer is None and set(map(type, rows)) <= {bytes}:
         return rows
-    return [producer._bytes(what, row, serializer) for row in rows]
+    return [to_bytes(what, row, serializer) for row in rows]
 
 
 def _timestamps(timestamps: Any) -> list[int]:
@@ -90,8 +91,6 @@ def _timestamps(timestamps: Any) -> list[int]:
 
 
 def _headers(headers: Any) -> list[bytes | None]:
-    from streamlog.producer import pack_headers
-
     return [None if row is None else pack_headers(row) for row in headers]
 
 
