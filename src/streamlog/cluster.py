@@ -356,12 +356,15 @@ class Cluster:
                 child.close()
         finally:
             self._closed = True
-            if home is not None and not home.closed:
+            if home is not None and home.closed:
+                home.abandon()
+            elif home is not None:
                 if self._place.throw_away and home.is_last():
                     files.remove_tree(home.path)
                     home.abandon()
                 else:
                     home.close()
+            self._home_of_process = None
 
     def __del__(self) -> None:
         home = getattr(self, "_home_of_process", None)

@@ -38,7 +38,7 @@ from streamlog.record_batch import RecordBatch, to_records
 from streamlog.topic import beginning_offset, end_offset, offset_for_time
 from streamlog.types import OffsetAndTimestamp, Record, TopicPartition
 
-_OPEN_VIEWS = 128  # partitions of a consumer whose file is mapped at one time (H11)
+_OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H11)
 
 
 class Cursor:
@@ -82,10 +82,11 @@ class Consumer:
         self._version = home.metadata.version
         self._lock = RLock()  # held while a call runs: tells a second thread
         self._timeout = config.default_api_timeout_ms / 1000
+        self._gathers = config.fetch_min_bytes > 1
         self._closed_reason = ""
         self._cursors: dict[TopicPartition, Cursor] = {}
         self._rotation: list[Cursor] = []
-        self._views: dict[Cursor, None] = {}
+        self._views: dict[LogReader, None] = {}
         self._subscribed: set[str] = set()
         self._pattern: Any = None
         self._listener: Any = None
@@ -257,6 +258,8 @@ class Consumer:
     def _fetch(self, limit: int, deadline: float) -> list[Record]:
         while True:
             self._look_around()
+            if self._gathers:
+                self._gather(deadline)
             records: list[Record] = []
             for cursor in self._turns():
                 if not self._ready(cursor):
@@ -303,13 +306,16 @@ class Consumer:
         if cursor.position is None:
             cursor.position = self._reset_position(cursor, cursor.reset)
         cursor.reader = LogReader(cursor.log, cursor.position, verify=self.config.check_crcs, timeout=self._timeout)
-        self._views.pop(cursor, None)
-        self._views[cursor] = None
+        cursor.reader.opened = self._opened
+
+    def _opened(self, reader: LogReader) -> None:
+        """A reader has mapped a file: beyond `_OPEN_VIEWS` the one that did so longest ago lets its own go (H11)."""
+        self._views.pop(reader, None)
+        self._views[reader] = None
         if len(self._views) > _OPEN_VIEWS:
             oldest = next(iter(self._views))
             del self._views[oldest]
-            if oldest.reader is not None:
-                oldest.reader.release()
+            oldest.release()
 
     def _reset_position(self, cursor: Cursor, policy: str) -> int:
         log = cursor.log
@@ -391,6 +397,8 @@ class Consumer:
             deadline = monotonic() + _seconds(timeout_ms)
             while True:
                 self._look_around()
+                if self._gathers:
+                    self._gather(deadline)
                 batches: list[RecordBatch] = []
                 for cursor in self._turns():
                     if self._ready(cursor):
@@ -450,31 +458,27 @@ class Consumer:
                     return True
         if self._waiter is None:
             self._waiter = Waiter(self._bells())
-        if self.config.fetch_min_bytes > 1:
-            return self._wait_for_bytes(deadline)
         self._waiter.wait(deadline - now, self._anything)
         return True
 
-    def _wait_for_bytes(self, deadline: float) -> bool:
-        """Sleep until `fetch_min_bytes` are there, at most `fetch_max_wait_ms` once there is something."""
-        assert self._waiter is not None
-        until = deadline
-        while (now := monotonic()) < until and not self._woken:
-            if self._anything():
-                until = min(until, now + self.config.fetch_max_wait_ms / 1000)
-                if self._bytes_there() >= self.config.fetch_min_bytes:
-                    break
-            self._waiter.wait(until - now, lambda: self._woken or self._bytes_there() >= self.config.fetch_min_bytes)
-        return now < deadline or self._anything()
+    def _gather(self, deadline: float) -> None:
+        """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
+        until = min(deadline, monotonic() + self.config.fetch_max_wait_ms / 1000)
+        while (now := monotonic()) < until and self._anything() and not self._is_enough():
+            if self._waiter is None:
+                self._waiter = Waiter(self._bells())
+            self._waiter.wait(until - now, self._is_enough)
 
-    def _bytes_there(self) -> int:
-        """Published bytes after the positions; a partition whose segment changed counts as enough."""
-        total = 0
+    def _is_enough(self) -> bool:
+        """Whether `fetch_min_bytes` are published after the positions; a partition whose segment changed counts as enough."""
+        total, enough = 0, self.config.fetch_min_bytes
         for cursor in self._rotation:
             reader = cursor.reader
+            if not cursor.paused and (cursor.batch is not None or reader is None):
+                return True
             if not cursor.paused and reader is not None and reader.is_ready():
-                total += max(0, reader.words[POSITION] - reader._position) or self.config.fetch_min_bytes
-        return total
+                total += max(0, reader.words[POSITION] - reader.position) or enough
+        return self._woken or total >= enough
 
     def _anything(self) -> bool:
         if self._woken or self._metadata.changed():

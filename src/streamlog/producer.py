@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 import xxhash
 
-from streamlog._client.batch import BatchDelivery, Delivery, RecordBatch
+from streamlog._client.batch import GRACE, BatchDelivery, Delivery, RecordBatch
 from streamlog._client.inputs import check_partition, check_timestamp, pack_headers, to_bytes
 from streamlog._client.lane import Lane, Target
 from streamlog._client.sender import Sender
@@ -53,6 +53,7 @@ _RECORD_BYTES = 4  # of a record in a batch beside key and value: its offset in 
 _PATIENCE = 0.05  # seconds that a flush, or the sender, waits for a partition's lock before it looks around
 _MAX_BACKOFF = 1.0  # seconds between tries
 _FOREVER = float("inf")
+_AT_ONCE = (False,)
 _hash = xxhash.xxh3_64_intdigest
 
 
@@ -208,7 +209,7 @@ class Producer:
                         delivery = Delivery((batch, len(rows) // batch.stride))
                         rows += row[1:2] if batch.stride == 1 else row[: batch.stride]
                         batch.room -= size
-                        if on_delivery is not None:
+                        if on_delivery is not None and not self._acknowledged_at_once:
                             batch.callbacks += ((delivery[1], on_delivery),)
                         if self._unbatched:
                             self._end(lane)
@@ -226,6 +227,8 @@ class Producer:
             self._drain(lane)
         if self._aside:
             self._route_aside()
+        if on_delivery is not None and self._acknowledged_at_once:
+            batch.tell(delivery[1], on_delivery)
         return delivery
 
     def _has_memory(self, size: int) -> bool:
@@ -240,6 +243,7 @@ class Producer:
             room = size
         batch = lane.batch = RecordBatch(lane, room, stride, self._now_ms())
         batch.deadline = deadline = monotonic() + self._linger
+        batch.finished = self._acknowledged_at_once
         self._memory += room
         self._open[lane] = None
         self._begun += 1
@@ -252,8 +256,8 @@ class Producer:
         batch, lane.batch = lane.batch, self._closed_batch
         self._open.pop(lane, None)
         self._enqueue(lane, batch)
-        target = lane.target
-        if lane is target.sticky and target.count > 1:
+        target = lane.target()
+        if target is not None and lane is target.sticky and target.count > 1:
             lane.bytes_since_switch += batch.size
             if lane.bytes_since_switch >= self.config.batch_size:  # KIP-794: so that slow partitions do not get more
                 target.switch()
@@ -266,17 +270,15 @@ class Producer:
     # ---- a thread inside its own `send` ------------------------------------------------------------------------------------
 
     def _is_inside(self) -> bool:
-        """Whether this very thread is inside the lock, and not another one: a finalizer or a signal handler brought it here."""
-        if self._lock.acquire(True, 0.001):
-            self._lock.release()
-            return False
-        frame = sys._getframe(1)
+        """Whether this very thread may be inside the lock: a finalizer or a signal handler brought it here.
+
+        Looked at only where somebody is inside.  A callback that sends is taken for one too: its record goes aside for no time.
+        """
+        frame = sys._getframe(1).f_back  # the caller's caller: whoever asks is not inside yet
         while frame is not None:
-            if frame.f_code in _LOCKING and frame.f_locals.get("self") is self and frame.f_back is not None:
-                inner = sys._getframe(1)
-                if frame is not inner:
-                    return True
-            frame = frame.f_back  # type: ignore[assignment]
+            if frame.f_code in _LOCKING and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
         return False
 
     def _send_aside(self, target: Target, row: tuple[Any, ...], partition: int | None, on_delivery: Any, size: int) -> Delivery:
@@ -395,45 +397,43 @@ class Producer:
         if get_ident() in locks.inside or (self._busy and self._is_inside()):
             self._sender.expect(0.0)
             return
-        while True:
-            with self._lock:
-                self._busy = True
-                try:
-                    if lane.draining or not lane.queue:
-                        return
-                    lane.draining = True
-                    batches = list(lane.queue)
-                finally:
-                    self._busy = False
+        while lane.queue:
+            held: list[bool] = []
             blocked = True
-            try:
+            try:  # the idiom of `locks.under`: nothing that a signal handler raises leaks the turn (H14)
+                held.extend(map(lane.turn.acquire, _AT_ONCE))
+                if not held[0]:
+                    return  # whoever has the turn looks at the queue again after giving it back
+                batches = list(lane.queue)
                 blocked = self._write(lane, batches, wait)
+                self._settle(lane, batches)
             finally:
-                self._settle(lane, batches, blocked)
+                if True in held:
+                    lane.turn.release()
+                    if blocked:
+                        self._sender.expect(lane.failed_at + self._backoff(lane) if lane.tries else 0.0)
             if blocked:
                 return
-            if until is not None and until.finished:
+            if until is not None and until.written:
                 if lane.queue or lane.batch.waiters:
                     self._hand_over(lane)
                 return
 
-    def _settle(self, lane: Lane, batches: list[RecordBatch], blocked: bool) -> None:
-        """Take what is written off the queue, and let others at it."""
+    def _settle(self, lane: Lane, batches: list[RecordBatch]) -> None:
+        """Take what is written off the queue."""
         with self._lock:
             self._busy = True
             try:
                 for batch in batches:
                     if not batch.written:
                         break
-                    lane.queue.popleft()
-                    self._memory -= batch.memory
-                lane.draining = False
+                    if lane.queue and lane.queue[0] is batch:
+                        lane.queue.popleft()
+                        self._memory -= batch.memory
                 if not lane.queue:
                     self._queued.pop(lane, None)
             finally:
                 self._busy = False
-        if blocked:
-            self._sender.expect(lane.failed_at + self._backoff(lane) if lane.tries else 0.0)
 
     def _hand_over(self, lane: Lane) -> None:
         """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
@@ -446,15 +446,15 @@ class Producer:
         """Write batches in order, sync them together, finish them; returns whether the rest must be tried again."""
         done = 0
         for batch in batches:
-            if batch.base_offset < 0 and batch.error is None and not self._append(lane, batch, wait):
+            if not batch.written and batch.base_offset < 0 and batch.error is None and not self._append(lane, batch, wait):
                 break
             done += 1
         if (self._fsync or lane.flushes) and done:
             self._sync(lane, batches[:done])
         for batch in batches[:done]:
-            batch.finish(batch.error)
             batch.columns = b""
             batch.written = True
+            batch.finish(batch.error)
         return done < len(batches)
 
     def _sync(self, lane: Lane, batches: list[RecordBatch]) -> None:
@@ -474,8 +474,6 @@ class Producer:
         try:
             if not batch.columns:
                 batch.encode()
-                if self._acknowledged_at_once:
-                    batch.finish(None)
             home, metadata = self._home, self._metadata
             if monotonic() > home.next_tick:
                 home.tick()
@@ -553,7 +551,7 @@ class Producer:
             self._busy = True
             try:
                 times = [lane.batch.deadline for lane in self._open]
-                times += [lane.failed_at + self._backoff(lane) if lane.tries else now for lane in self._queued if not lane.draining]
+                times += [lane.failed_at + self._backoff(lane) if lane.tries else now for lane in self._queued if not lane.turn.locked()]
                 if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
                     times.append(now + max(self._linger, 0.001))
                 self._rounds = self._begun
@@ -586,10 +584,10 @@ class Producer:
         deadline = -1.0
         for last in lasts:
             self._drain(last.lane, until=last)
-            if not last.finished:
+            if not last.written:
                 if deadline < 0:
-                    deadline = monotonic() + (self._delivery if timeout is None else timeout)
-                while not last.finished:
+                    deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
+                while not last.written:
                     self._write_now(last, deadline)
 
     def _write_now(self, batch: RecordBatch, deadline: float) -> None:
@@ -602,12 +600,12 @@ class Producer:
         if left <= 0:
             reason = lane.trouble or "another thread is writing"
             raise StreamlogTimeoutError(f"a record of {lane.name} is not written yet: {reason}")
-        if lane.draining or lane.tries or (self._busy and self._is_inside()):
+        if lane.turn.locked() or lane.tries or (self._busy and self._is_inside()):
             try:
                 batch.wait(min(left, _PATIENCE))
             except StreamlogTimeoutError:
                 return
-        if batch is lane.batch and not lane.draining:
+        if batch is lane.batch and not lane.turn.locked():
             with self._lock:
                 self._busy = True
                 try:
@@ -615,7 +613,7 @@ class Producer:
                         self._end(lane)
                 finally:
                     self._busy = False
-        if not batch.finished and not lane.tries:
+        if not batch.written and not lane.tries:
             self._drain(lane, wait=True, until=batch)
 
     def close(self, timeout: float | None = None) -> None:
@@ -640,7 +638,7 @@ class Producer:
                 for lane in list(self._open):
                     self._end(lane)
                 for lane in list(self._queued):
-                    if not lane.draining:
+                    if not lane.turn.locked():
                         left += lane.queue
                         lane.queue.clear()
             finally:
@@ -712,7 +710,7 @@ class Producer:
         lane = target.choose(to_bytes("key", key, self._serialize_key), partition)
         if lane is target.sticky:
             target.switch()
-        return BatchWriter(self, lane)
+        return BatchWriter(self, lane, target.max_message_bytes)
 
 
 _LOCKING = frozenset(

@@ -17,6 +17,8 @@ from streamlog._os.clock import monotonic
 from streamlog.errors import StreamlogTimeoutError
 from streamlog.types import BatchMetadata, RecordMetadata
 
+GRACE = 2.0  # seconds after `delivery_timeout_ms` in which the sender fails what was not delivered, with its reason
+
 
 class RecordBatch(Pending):
     """Records of one partition on their way.
@@ -30,7 +32,8 @@ class RecordBatch(Pending):
     callbacks: tuple[tuple[int, Callable[[RecordMetadata | None, BaseException | None], object]], ...] = ()
     error: BaseException | None = None
     finished = False  # nothing more is known later; stored last
-    written = False  # nothing is left to write; differs from `finished` under acks=0
+    whole = False  # stands for all batches of a BatchWriter; is in no queue
+    written = False  # nothing is left to write; under acks=0 that comes later than `finished`
 
     def __init__(self, lane: Lane, room: int, stride: int, timestamp_ms: int) -> None:
         self.lane, self.room, self.memory, self.stride = lane, room, room, stride
@@ -79,27 +82,31 @@ class RecordBatch(Pending):
 
     def finish(self, error: BaseException | None) -> None:
         """The records are written, or have failed: waiters wake, callbacks run.  Called by who ends the batch, outside locks."""
-        if self.finished:
-            return
-        self.error = error
-        self.finished = True
+        first = not self.finished  # under acks=0 it was finished when it was begun
+        if first:
+            self.error = error
+            self.finished = True
         while self.waiters:
             try:
                 self.waiters.pop()()
             except IndexError:
                 break  # another thread was faster
-        for number, callback in self.callbacks:
-            try:
-                callback(None, error) if error is not None else callback(self.metadata(number), None)
-            except Exception:
-                import logging
+        for number, callback in self.callbacks if first else ():
+            self.tell(number, callback)
 
-                logging.getLogger("streamlog").exception("on_delivery of a record of %s raised", self.lane.name)
+    def tell(self, number: int, callback: Callable[[RecordMetadata | None, BaseException | None], object]) -> None:
+        """Call a record's `on_delivery`; what it raises is logged."""
+        try:
+            callback(None, self.error) if self.error is not None else callback(self.metadata(number), None)
+        except Exception:
+            import logging
+
+            logging.getLogger("streamlog").exception("on_delivery of a record of %s raised", self.lane.name)
 
     def call_when_finished(self, callback: Callable[[], object]) -> None:
         """Call `callback` once, now or later, by any thread."""
         self.waiters.append(callback)
-        if self.finished:
+        if self.written:
             while self.waiters:
                 try:
                     self.waiters.pop()()
@@ -111,7 +118,7 @@ class RecordBatch(Pending):
         gate = allocate_lock()
         gate.acquire()
         self.call_when_finished(gate.release)
-        if not gate.acquire(True, max(0.0, min(timeout, 1e6))) and not self.finished:
+        if not gate.acquire(True, max(0.0, min(timeout, 1e6))) and not self.written:
             if gate.release in self.waiters:
                 self.waiters.remove(gate.release)
             raise StreamlogTimeoutError(f"waited for a record of {self.lane.name}: {self.lane.trouble or 'not written yet'}")
@@ -121,16 +128,19 @@ class RecordBatch(Pending):
         if self.finished:
             return
         producer = self.lane.producer
-        deadline = monotonic() + (producer.config.delivery_timeout_ms / 1000 if timeout is None else timeout)
+        deadline = monotonic() + (producer.config.delivery_timeout_ms / 1000 + GRACE if timeout is None else timeout)
         while not self.finished:
-            producer._write_now(self, deadline)
+            if self.whole:
+                self.wait(deadline - monotonic())
+            else:
+                producer._write_now(self, deadline)
 
     def metadata(self, number: int) -> RecordMetadata:
         """Where record `number` was written.  Raises what the batch failed with."""
         if self.error is not None:
             raise self.error
         timestamp = self.base_timestamp if self.timestamps is None else self.timestamps[number]
-        offset = self.base_offset + number if self.base_offset >= 0 else -1
+        offset = -1 if self.base_offset < 0 or self.lane.producer.config.acks == 0 else self.base_offset + number
         return RecordMetadata(self.lane.topic, self.lane.partition, offset, timestamp)
 
     def state(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import weakref
+from _thread import allocate_lock
 from collections import deque
 
 TYPE_CHECKING = False
@@ -18,15 +20,16 @@ from streamlog.partitioners import xxh3_partition
 class Lane:
     """One partition: the open batch, and closed ones in order.  Changed under the producer's lock."""
 
-    __slots__ = ("batch", "bytes_since_switch", "draining", "failed_at", "flushes", "gone", "log", "name", "partition", "producer", "queue",
-                 "target", "topic", "tries", "trouble")  # fmt: skip
+    __slots__ = ("batch", "bytes_since_switch", "failed_at", "flushes", "gone", "log", "name", "partition", "producer", "queue",
+                 "target", "topic", "tries", "trouble", "turn")  # fmt: skip
 
     def __init__(self, producer: Producer, target: Target, log: PartitionLog, closed: RecordBatch) -> None:
-        self.producer, self.target, self.log = producer, target, log
+        self.producer, self.log = producer, log
+        self.target = weakref.ref(target)  # weakly: a closed producer's mappings go without the collector
         self.topic, self.partition, self.name = log.topic, log.partition, log.name
         self.batch = closed
         self.queue: deque[RecordBatch] = deque()
-        self.draining = False  # a thread is appending the queue
+        self.turn = allocate_lock()  # held by the thread that appends the queue
         self.gone = False  # the topic was deleted
         self.bytes_since_switch = 0
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1
@@ -37,7 +40,7 @@ class Lane:
 class Target:
     """One topic."""
 
-    __slots__ = ("count", "lanes", "max_message_bytes", "metadata", "sticky")
+    __slots__ = ("__weakref__", "count", "lanes", "max_message_bytes", "metadata", "sticky")
 
     def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[PartitionLog], closed: RecordBatch) -> None:
         self.metadata, self.count = metadata, metadata.partitions
@@ -60,5 +63,5 @@ class Target:
         """The topic grew: what is there keeps its lanes, and with them its batches and their order."""
         self.lanes[: old.count] = old.lanes
         for lane in old.lanes:
-            lane.target = self
+            lane.target = weakref.ref(self)
         self.sticky = old.sticky

@@ -23,11 +23,13 @@ class BatchWriter:
     Values are written 64 KiB at a time and at the end of the `with` block; `delivery` is of all of them.  Belongs to one thread.
     """
 
-    __slots__ = ("_collector", "_lane", "_left", "_producer", "_whole", "append")
+    __slots__ = ("_collector", "_lane", "_left", "_limit", "_producer", "_whole", "append")
 
-    def __init__(self, producer: Producer, lane: Lane) -> None:
-        self._producer, self._lane = producer, lane
+    def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
+        """`limit`: the topic's `max_message_bytes`."""
+        self._producer, self._lane, self._limit = producer, lane, limit
         self._whole = RecordBatch(lane, 0, 1, producer._now_ms())
+        self._whole.whole = True
         self._left = 1  # batches on their way, and one for the writer itself
         self._collector = self._collect()
         next(self._collector)
@@ -71,7 +73,7 @@ class BatchWriter:
             self._write(values, size)
 
     def _write(self, values: list[bytes], size: int) -> None:
-        limit, largest = self._lane.target.max_message_bytes, self._producer.config.max_request_size
+        limit, largest = self._limit, self._producer.config.max_request_size
         if size + 4 * len(values) + _COLUMN_ROOM > min(limit, largest):
             if len(values) == 1:
                 raise RecordTooLargeError(f"a value of {size} bytes is above max_message_bytes={limit} or max_request_size={largest}")
@@ -97,4 +99,5 @@ class BatchWriter:
             self._whole.error = self._whole.error or error
             last = self._left == 0
         if last:
+            self._whole.written = True
             self._whole.finish(self._whole.error)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, UnknownVersionError
 from streamlog._log.partition import PartitionLog
 from streamlog._log.segment import SegmentView
@@ -20,7 +24,7 @@ _NO_LIMIT = 2**62
 class LogReader:
     """Reads a partition's batches in order, from an offset.  Belongs to one thread."""
 
-    __slots__ = ("_limit", "_position", "_turn", "_view", "epoch", "log", "offset", "timeout", "verify", "words")
+    __slots__ = ("_limit", "_turn", "_view", "epoch", "log", "offset", "opened", "position", "timeout", "verify", "words")
 
     def __init__(self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0) -> None:
         """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known)."""
@@ -28,8 +32,9 @@ class LogReader:
         self.offset = offset  # of the next batch to read; at first possibly inside one
         self.epoch = epoch
         self._view: SegmentView | None = None
+        self.opened: Callable[[LogReader], None] | None = None  # told when a file is mapped
         self._turn = -1
-        self._position, self._limit = 0, 0
+        self.position, self._limit = 0, 0
 
     def is_ready(self) -> bool:
         """Whether `next` has something to say: a batch, or a change to look into."""
@@ -59,10 +64,13 @@ class LogReader:
                 return None
             if self.offset >= self._limit:
                 continue
+            if self._view is None:
+                self._locate()
+                continue
             return self._read()
 
     def _read(self) -> Batch:
-        view, position = self._view, self._position
+        view, position = self._view, self.position
         assert view is not None
         try:
             batch = view.batch(position, self._published(), verify=self.verify)
@@ -70,7 +78,7 @@ class LogReader:
                 raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
         except (ValueError, UnknownVersionError):
             batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
-        self._position = position + batch.length
+        self.position = position + batch.length
         self.offset, self.epoch = batch.next_offset, batch.leader_epoch
         return batch
 
@@ -143,16 +151,22 @@ class LogReader:
         at = bisect_right(bases, self.offset) - 1
         limit = bases[at + 1] if at + 1 < len(bases) else _NO_LIMIT
         if self._view is None or self._view.header.base_offset != bases[at] or words[TURN] != self._turn:
+            self._view = None
+            self._turn, self._limit = turn, limit
+            if self.offset == high_watermark:
+                return bool(words[TURN] == turn)  # nothing to read yet: the file is opened when there is
             self._view = self._open(bases[at], min(limit, high_watermark))
+            if self.opened is not None:
+                self.opened(self)
         view = self._view
         self._turn, self._limit = turn, limit
         ahead = view.size if limit != _NO_LIMIT else words[POSITION]
         if words[TURN] != turn:
             return False
         try:
-            self._position, _ = view.find(self.offset, ahead)
+            self.position, _ = view.find(self.offset, ahead)
         except (ValueError, UnknownVersionError):
-            self._position = self._find_around_damage(view, ahead)
+            self.position = self._find_around_damage(view, ahead)
         return bool(words[TURN] == turn)
 
     def _open(self, base_offset: int, end: int) -> SegmentView:

@@ -32,7 +32,7 @@ from streamlog.errors import (
     DiskFailedError,
     InvalidConfigError,
     NotAClusterError,
-    StorageError,
+    StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
     UnsupportedFormatError,
@@ -44,7 +44,7 @@ _STATE_MAGIC = b"SLR1"
 _CLOCK, _BELL, _PROCESSES = 8, 9, 64  # words of cluster.state
 _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
-_OPEN_LOGS = 128  # two descriptors each (H11)
+_OPEN_LOGS = 80  # up to three descriptors each (H11)
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
 _OURS = frozenset((names.LOCK, names.CLUSTER, names.RUN, names.broker(0)))
 
@@ -385,7 +385,7 @@ class Home:
                 self.closed = "closed"
                 try:
                     self.save_recovery_points(1.0)
-                except (StorageError, StreamlogTimeoutError):
+                except (StreamlogError, OSError):
                     pass  # derived: it only spares a scan
                 self._page.words[_PROCESSES + self._process] = 0
             self.abandon()
