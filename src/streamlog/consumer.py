@@ -260,10 +260,18 @@ class Consumer:
             self._look_around()
             if self._gathers:
                 self._gather(deadline)
-            records: list[Record] = []
+            records = self._take_all(limit)
+            if records or not self._wait(deadline):
+                return records
+
+    def _take_all(self, limit: int) -> list[Record]:
+        records: list[Record] = []
+        begun: list[tuple[Cursor, int | None]] = []
+        try:
             for cursor in self._turns():
                 if not self._ready(cursor):
                     continue
+                begun.append((cursor, cursor.position))
                 try:
                     self._take(cursor, records, limit)
                 except StreamlogError:
@@ -272,8 +280,12 @@ class Consumer:
                     break  # it comes again at the next call, which begins where it stands
                 if len(records) >= limit:
                     break
-            if records or not self._wait(deadline):
-                return records
+        except BaseException as error:
+            if not isinstance(error, StreamlogError):
+                for cursor, position in begun:  # interrupted: what was taken was not returned
+                    cursor.move(position)
+            raise
+        return records
 
     def _turns(self) -> list[Cursor]:
         """The partitions, each time beginning with another."""
@@ -402,12 +414,16 @@ class Consumer:
                 batches: list[RecordBatch] = []
                 for cursor in self._turns():
                     if self._ready(cursor):
+                        position = cursor.position
                         try:
                             self._take_batches(cursor, batches)
                         except StreamlogError:
                             if not batches:
                                 raise
                             break
+                        except BaseException:
+                            cursor.move(position)
+                            raise
                 if batches or not self._wait(deadline):
                     return batches
         finally:

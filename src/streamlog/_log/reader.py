@@ -78,8 +78,8 @@ class LogReader:
                 raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
         except (ValueError, UnknownVersionError):
             batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
-        self.position = position + batch.length
-        self.offset, self.epoch = batch.next_offset, batch.leader_epoch
+        offset, after, epoch = batch.next_offset, position + batch.length, batch.leader_epoch
+        self.offset, self.position, self.epoch = offset, after, epoch  # together, whatever a signal handler raises
         return batch
 
     def _published(self) -> int:
@@ -150,23 +150,24 @@ class LogReader:
             raise OffsetOutOfRangeError(f"offset {self.offset} of {log.name}: [{words[START]}, {high_watermark}] can be read")
         at = bisect_right(bases, self.offset) - 1
         limit = bases[at + 1] if at + 1 < len(bases) else _NO_LIMIT
-        if self._view is None or self._view.header.base_offset != bases[at] or words[TURN] != self._turn:
-            self._view = None
-            self._turn, self._limit = turn, limit
-            if self.offset == high_watermark:
-                return bool(words[TURN] == turn)  # nothing to read yet: the file is opened when there is
-            self._view = self._open(bases[at], min(limit, high_watermark))
-            if self.opened is not None:
-                self.opened(self)
-        view = self._view
-        self._turn, self._limit = turn, limit
-        ahead = view.size if limit != _NO_LIMIT else words[POSITION]
-        if words[TURN] != turn:
-            return False
-        try:
-            self.position, _ = view.find(self.offset, ahead)
-        except (ValueError, UnknownVersionError):
-            self.position = self._find_around_damage(view, ahead)
+        view = self._view if words[TURN] == self._turn else None
+        self._turn = -1  # until the place is found, whatever interrupts
+        if self.offset == high_watermark:
+            view = None  # nothing to read yet: the file is opened when there is
+        elif view is None or view.header.base_offset != bases[at]:
+            view = self._open(bases[at], min(limit, high_watermark))
+        position = 0
+        if view is not None:
+            ahead = view.size if limit != _NO_LIMIT else words[POSITION]
+            if words[TURN] != turn:
+                return False
+            try:
+                position, _ = view.find(self.offset, ahead)
+            except (ValueError, UnknownVersionError):
+                position = self._find_around_damage(view, ahead)
+        self._view, self._limit, self.position, self._turn = view, limit, position, turn
+        if view is not None and self.opened is not None:
+            self.opened(self)
         return bool(words[TURN] == turn)
 
     def _open(self, base_offset: int, end: int) -> SegmentView:

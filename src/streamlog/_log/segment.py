@@ -109,9 +109,10 @@ class SegmentView:
 
     def _map_file(self, fd: int) -> None:
         found = self._fs.fstat(fd)
-        self.size, self.inode = found.st_size, found.st_ino
-        self._map: mmap.mmap = self._fs.map(fd, self.size, self.path)
-        self._view = memoryview(self._map)
+        size, inode = found.st_size, found.st_ino
+        mapping = self._fs.map(fd, size, self.path)
+        view = memoryview(mapping)
+        self._map, self._view, self.size, self.inode = mapping, view, size, inode  # together, whatever a signal handler raises
 
     def grow(self) -> None:
         """Map what the file has become.  Raises FileNotFoundError where another file has the name by now."""

@@ -137,13 +137,15 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
         inside.add(me)
         return function(*args, **kwargs)
     finally:
-        if True in held:
-            try:
-                _held_fcntl(lock.file.fd, _SETLK, lock.give)
-            finally:
-                lock.release()
-                if outermost:
-                    inside.discard(me)
+        try:
+            if outermost:
+                inside.discard(me)
+        finally:
+            if True in held:
+                try:
+                    _held_fcntl(lock.file.fd, _SETLK, lock.give)
+                finally:
+                    lock.release()
 
 
 def try_under(lock: ByteLock, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
