@@ -24,8 +24,7 @@ from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog.record_batch import to_records
 
 _FLAGS = {
-    "log-append-time": fmt.LOG_APPEND_TIME, "transactional": fmt.TRANSACTIONAL, "control": fmt.CONTROL,
-    "delete-horizon": fmt.DELETE_HORIZON, "offsets": fmt.HAS_OFFSETS, "timestamps": fmt.HAS_TIMESTAMPS,
+    "log-append-time": fmt.LOG_APPEND_TIME, "offsets": fmt.HAS_OFFSETS, "timestamps": fmt.HAS_TIMESTAMPS,
     "keys": fmt.HAS_KEYS, "values": fmt.HAS_VALUES, "headers": fmt.HAS_HEADERS,
 }  # fmt: skip
 
@@ -177,7 +176,7 @@ def _batch(file: _FileDump, position: int, batch: Batch, metadata: bool) -> None
     file.line(
         f"batch at position {position}: offsets {batch.base_offset} to {batch.next_offset - 1} count {batch.count} length {batch.length} "
         f"timestamp {batch.base_timestamp} max {batch.max_timestamp} leader epoch {batch.leader_epoch} producer {producer} "
-        f"codec {batch.attributes & fmt.CODEC_MASK} columns [{flags}] checksum {batch.checksum:#018x}"
+        f"columns [{flags}] checksum {batch.checksum:#018x}"
     )
     if file.records or metadata:
         try:

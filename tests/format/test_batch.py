@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 
@@ -84,7 +85,11 @@ def test_golden_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("title", "layout"),
-    [("Segment header", fmt.PREFIX.format[1:] + fmt.SEGMENT_BODY.format[1:]), ("Batch:", fmt.BATCH.format[1:]), ("Sparse index", index_format.HEADER.format[1:])],
+    [
+        ("Segment header", fmt.PREFIX.format[1:] + fmt.SEGMENT_BODY.format[1:]),
+        ("Batch:", fmt.BATCH.format[1:]),
+        ("Sparse index", index_format.HEADER.format[1:]),
+    ],
 )
 def test_the_page_shows_the_code(title: str, layout: str) -> None:
     section = DOCS.read_text().split(f"# {title}")[1].split("\n#")[0]

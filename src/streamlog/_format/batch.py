@@ -80,17 +80,13 @@ NO_PRODUCER = (-1, -1, -1)  # producer id, base sequence, producer epoch
 MAX_COLUMN_BYTES = 2**31 - 1
 
 # Attributes (u32): bits 0-6 are Kafka's
-CODEC_MASK = 0b111
-LOG_APPEND_TIME = 1 << 3
-TRANSACTIONAL = 1 << 4
-CONTROL = 1 << 5
-DELETE_HORIZON = 1 << 6
+LOG_APPEND_TIME = 1 << 3  # (0-2 codec, 4 transactional, 5 control, 6 delete horizon: not in this version)
 HAS_OFFSETS = 1 << 8
 HAS_TIMESTAMPS = 1 << 9
 HAS_KEYS = 1 << 10
 HAS_VALUES = 1 << 11
 HAS_HEADERS = 1 << 12
-KNOWN_ATTRIBUTES = 0b111_1111 | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
+KNOWN_ATTRIBUTES = LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
 
 _PADS = [bytes(-n & 7) for n in range(8)]
 
@@ -255,8 +251,10 @@ def parse(data: memoryview, salt: int, position: int, end: int, *, verify: bool 
     batch = Batch(data[position : position + length], fields)
     if verify:
         found = checksum(batch.data[PREFIX.size :], salt)
-        if found != batch.checksum or any(batch.data[5:8]):
+        if found != batch.checksum:
             raise ValueError(f"checksum {batch.checksum:#018x} written, {found:#018x} found")
+        if any(batch.data[5:8]):
+            raise ValueError(f"reserved bytes {bytes(batch.data[5:8])!r}, zeros are wanted")
         if batch.attributes & ~KNOWN_ATTRIBUTES:
             raise UnknownVersionError(FORMAT_VERSION + 1)
     return batch

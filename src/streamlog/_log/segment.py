@@ -10,7 +10,6 @@ from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterator
 
 from streamlog._format import batch as fmt
@@ -174,12 +173,15 @@ class SegmentView:
         """Position and batch, one after the other, from the batch of `offset` at `position`, while they continue the log.
 
         Ends without an error at `limit` (an offset) or at the first bytes that are not the next batch.
+        Raises: UnsupportedFormatError (a newer program wrote here), DiskFailedError.
         """
         while offset < limit:
             try:
                 found = self.batch(position, ahead, verify=verify)
-            except (ValueError, UnknownVersionError):
+            except ValueError:
                 return
+            except UnknownVersionError as error:
+                raise UnsupportedFormatError(f"{self.path}, position {position}: {error}", self.path, position) from None
             if found.base_offset != offset or found.leader_epoch != self.header.leader_epoch:
                 return
             yield position, found
