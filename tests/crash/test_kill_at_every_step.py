@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crash.steps import die_at, steps_of
-from streamlog.cluster import Cluster
 
 import streamlog
+from crash.steps import die_at, steps_of
+from streamlog.cluster import Cluster
 
 SMALL = {"segment_bytes": 4096, "index_interval_bytes": 0}
 

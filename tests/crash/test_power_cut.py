@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from streamlog.cluster import Cluster, _Place
-from streamlog.testing.memory_fs import MemoryFileSystem
 
 import streamlog
 from conftest import LONG
+from streamlog.cluster import Cluster, _Place
+from streamlog.testing.memory_fs import MemoryFileSystem
 
 ROUNDS = 4000 if LONG else 400
 

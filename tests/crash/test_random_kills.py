@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import streamlog
 from conftest import LONG
 

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+
 from streamlog._log import recovery
 
 ROOT = Path(__file__).parents[2]

@@ -21,11 +21,11 @@ Record = NamedTuple("Record", [("offset", int), ("timestamp_ms", int), ("key", b
 Topic = NamedTuple("Topic", [("topic_id", bytes), ("partitions", int), ("config", dict[str, Any])])  # noqa: UP014
 
 
-class Damage(Exception):  # noqa: N818
+class Damage(Exception):
     """The bytes are not what a writer wrote."""
 
 
-class UnknownVersion(Exception):  # noqa: N818
+class UnknownVersion(Exception):
     """The bytes may be fine, but this reader does not know their version."""
 
 

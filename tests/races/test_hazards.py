@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import streamlog
 from streamlog._os import locks, mapping, wake
 from streamlog._os.files import LOCAL
 from streamlog.cluster import Cluster, _Place
 from streamlog.testing.faults import FaultyFileSystem
-
-import streamlog
 
 
 def in_child(function: Callable[[], object]) -> int:
