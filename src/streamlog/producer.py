@@ -454,7 +454,12 @@ class Producer:
         for batch in batches[:done]:
             batch.columns = b""
             batch.written = True
-            batch.finish(batch.error)
+            if batch.waiters or batch.callbacks or batch.error is not None:
+                batch.finish(batch.error)
+            else:
+                batch.finished = True
+                if batch.waiters:  # one came in between
+                    batch.finish(None)
         return done < len(batches)
 
     def _sync(self, lane: Lane, batches: list[RecordBatch]) -> None:

@@ -112,9 +112,16 @@ def _row_chunks(
     producer: Producer, target: Target, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None,
     times: list[int] | None, headers: list[bytes | None] | None, partition: int | None,
 ) -> Iterator[tuple[Lane, Chunk]]:  # fmt: skip
+    limit = min(target.max_message_bytes - _SLACK, producer.config.buffer_memory)
+    if keys is None and headers is None and times is None and None not in values:
+        _check(producer, target, max(map(len, values)))  # type: ignore[arg-type]
+        if sum(map(len, values)) + 4 * len(values) <= limit:  # type: ignore[arg-type]  # the usual case pays nothing per row here
+            yield target.choose(None, partition), _chunk(range(len(values)), values, None, None, None)
+            if partition is None:
+                target.switch()
+            return
     sizes = _sizes(values, keys, headers, times)
     _check(producer, target, max(sizes))
-    limit = min(target.max_message_bytes - _SLACK, producer.config.buffer_memory)
     for lane, numbers in _lanes(producer, target, keys, len(values), partition):
         ends = list(accumulate(map(sizes.__getitem__, numbers)))  # bytes up to and with each row
         start = done = 0
@@ -126,12 +133,11 @@ def _row_chunks(
         target.switch()
 
 
-def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: Any) -> list[int]:
+def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: list[int] | None) -> list[int]:
     """Bytes of each row, offsets and timestamps included."""
-    if keys is None and headers is None and times is None and None not in values:
-        return [size + 4 for size in map(len, values)]  # type: ignore[arg-type]
     columns: list[Sequence[Any]] = [values, *(column for column in (keys, headers) if column is not None)]
-    return [8 + sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
+    extra = 0 if times is None else 8
+    return [extra + sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
 
 
 def _lanes(

@@ -130,6 +130,8 @@ def encode_rows(
     timestamps: Sequence[int] | None = None,
 ) -> tuple[int, bytes]:
     """Attributes and columns of a batch.  A column of which every value is None is left out.  `headers` are msgpack."""
+    if len(values) == 1 and keys is None and headers is None and timestamps is None and (value := values[0]) is not None:
+        return HAS_VALUES, COLUMN.pack(len(value), 0) + value + _PADS[len(value) & 7]  # 0.5 µs less than what follows
     attributes = 0
     pieces: list[bytes] = []
     if timestamps is not None:

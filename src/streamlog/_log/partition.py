@@ -105,6 +105,8 @@ class PartitionLog:
         self.topic, self.topic_id, self.partition = topic, topic_id, partition
         self.slot, self.words, self.settings = slot, slot.words, settings
         self.recovery_point = recovery_point
+        self._segment_bytes, self._segment_ms = settings.segment_bytes, settings.segment_ms
+        self._index_interval = settings.index_interval_bytes
         self.boot, self.pid = fs.boot_id(), process.pid()
         self.name = names.partition(topic, partition)
         self.lock = ByteLock(lock_file, 2 * partition + 2, PARTITION, partial(_describe, f"partition lock of {self.name}", self.words, DIRTY))
@@ -186,10 +188,14 @@ class PartitionLog:
         length = BATCH_HEADER_SIZE + len(columns)
         try:
             words[DIRTY] = self.pid  # up
-            if position > SEGMENT_HEADER_SIZE and self._is_full(batch, position + length, offset):
-                self._roll(offset, position)
-                position = SEGMENT_HEADER_SIZE
             end = position + length
+            if position > SEGMENT_HEADER_SIZE and (
+                end > self._segment_bytes  # (Kafka's LogSegment.shouldRoll)
+                or batch.max_timestamp - words[FIRST_TIMESTAMP] > self._segment_ms
+                or offset + batch.count - self.base_offset > _OFFSET_SPAN
+            ):
+                self._roll(offset, position)
+                end, position = SEGMENT_HEADER_SIZE + length, SEGMENT_HEADER_SIZE
             if end > self._reserved:
                 self._reserve(end)
             head = seal_head(
@@ -205,7 +211,7 @@ class PartitionLog:
                 words[FIRST_TIMESTAMP] = batch.base_timestamp
             if batch.max_timestamp > words[MAX_TIMESTAMP]:
                 words[MAX_TIMESTAMP] = batch.max_timestamp
-            if position - words[INDEXED] >= self.settings.index_interval_bytes:
+            if position - words[INDEXED] >= self._index_interval:
                 self._write_index_entry(offset, position)
             words[END] = offset + batch.count  # words
             words[POSITION] = end
@@ -244,14 +250,6 @@ class PartitionLog:
     def _catch_up(self) -> None:
         if self._map[self._known_start : self._known_end] != self._known:
             self.settle(for_append=True)
-
-    def _is_full(self, batch: Pending, end: int, offset: int) -> bool:
-        """Whether the next batch begins a new segment: by bytes, event time or offset span (Kafka's LogSegment.shouldRoll)."""
-        return (
-            end > self.settings.segment_bytes
-            or batch.max_timestamp - self.words[FIRST_TIMESTAMP] > self.settings.segment_ms
-            or offset + batch.count - 1 - self.base_offset > _OFFSET_SPAN
-        )
 
     def _roll(self, offset: int, position: int) -> None:
         """Go on in a new segment: its name, then `turn`, then segment and position."""
