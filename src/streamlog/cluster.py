@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 from streamlog._format import names
 from streamlog._log import partition as partition_log
+from streamlog._log import segment
 from streamlog._log.partition import PartitionLog
 from streamlog._os import files, process
 from streamlog._os.files import LOCAL, FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica.home import FORMAT_VERSION, Home
+from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.errors import (
@@ -29,6 +31,8 @@ from streamlog.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
+    StorageError,
+    StreamlogTimeoutError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
 )
@@ -74,7 +78,7 @@ class _Place:
         if not separator:
             self.path = files.absolute(text)
         elif scheme == "file":
-            self.path = files.absolute(rest)
+            self.path = files.absolute(files.from_url(rest))
         elif scheme == "memory":
             self.throw_away = True
             self.path = _memory_path(rest)
@@ -166,7 +170,7 @@ class Cluster:
         """The metadata, with all folded that is on the disk."""
         metadata = self._home.metadata
         if metadata.changed():
-            metadata.refresh(self.timeout)
+            self._home.refresh(self.timeout)
         return metadata
 
     def _log(self, topic: TopicMetadata, partition: int) -> PartitionLog:
@@ -228,7 +232,7 @@ class Cluster:
 
     def _make_partition(self, name: str, topic_id: bytes, number: int) -> None:
         directory = self._home.directory(name, number)
-        if files.is_directory(directory):  # of a topic whose creation or deletion was cut short
+        if files.exists(directory):  # of a topic whose creation or deletion was cut short
             self._discard(directory, names.deleted(name, number, process.random_bytes(16)))
         partition_log.create(self._fs, directory, topic_id, number)
         files.take_owner(directory, self._home.path)
@@ -237,9 +241,7 @@ class Cluster:
         """Take a partition's directory out of the way, then remove it.  Readers that have it mapped go on reading."""
         target = f"{directory.rpartition('/')[0]}/{new_name}"
         self._fs.replace(directory, target)
-        for file in self._fs.listdir(target):
-            self._fs.unlink(f"{target}/{file}")
-        self._fs.rmdir(target)
+        files.remove_directory(self._fs, target)
 
     def topic(self, name: str, *, key: Any = None, value: Any = None) -> Topic:
         """A handle of a topic; `key` and `value` name serdes ("str", "json", "msgpack") for its producers and consumers."""
@@ -269,28 +271,52 @@ class Cluster:
             return [["RemoveTopicRecord", topic.topic_id]]
 
         def act() -> None:
-            topic = doomed[0]
+            topic, held_up = doomed[0], ""
             for number in range(topic.partitions):
-                home.log(topic, number, self.timeout).mark_deleted(self.timeout)
+                try:
+                    home.log(topic, number, self.timeout).mark_deleted(self.timeout)
+                except StreamlogTimeoutError as error:
+                    held_up = held_up or str(error)
             home.bell.ring()
             home.release_topic(topic.topic_id)
             for number in range(topic.partitions):
                 directory = home.directory(name, number)
-                if files.is_directory(directory):
+                if files.exists(directory):
                     self._discard(directory, names.deleted(name, number, topic.topic_id))
             self._finish_deletions()
+            if held_up:
+                raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
 
         metadata.write(self.timeout, decide, act)
 
     def _finish_deletions(self) -> None:
         """Remove what creations and deletions that were cut short left behind.  Under the metadata lock."""
-        broker, topics = f"{self._home.path}/{names.broker(0)}", self._home.metadata.topics
+        broker = f"{self._home.path}/{names.broker(0)}"
         for name in self._fs.listdir(broker):
-            parsed = names.parse_partition(name)
+            directory, parsed = f"{broker}/{name}", names.parse_partition(name.removesuffix(names.DELETED).partition(".")[0])
+            if not files.is_directory(directory) or not self._is_leftover(directory):
+                continue
             if name.endswith(names.DELETED):
-                files.remove_tree(f"{broker}/{name}")
-            elif parsed and parsed[0] != names.METADATA_TOPIC and not (parsed[0] in topics and parsed[1] < topics[parsed[0]].partitions):
-                self._discard(f"{broker}/{name}", names.deleted(*parsed, process.random_bytes(16)))
+                files.remove_directory(self._fs, directory)
+            elif parsed:
+                self._discard(directory, names.deleted(*parsed, process.random_bytes(16)))
+
+    def _is_leftover(self, directory: str) -> bool:
+        """Whether a directory holds nothing but segments of topics, or partitions, that the metadata does not have."""
+        known = self._home.metadata.by_id
+        listing = self._fs.listdir(directory)
+        for name in listing:
+            if not name.endswith((names.LOG, names.INDEX, names.TEMPORARY, names.LEADER_EPOCHS)):
+                return False
+        for base in names.base_offsets(listing):
+            try:
+                header = segment.read_header(self._fs, f"{directory}/{names.log(base)}")
+            except (StorageError, OSError):
+                return False
+            owner = known.get(header.topic_id)
+            if header.topic_id == METADATA_TOPIC_ID or (owner is not None and header.partition < owner.partitions):
+                return False
+        return directory.endswith(names.DELETED) or bool(listing)
 
     def _add_partitions(self, name: str, topic_id: bytes, total: int) -> None:
         _check_partitions(total)
@@ -317,7 +343,7 @@ class Cluster:
         from streamlog.config import ProducerConfig
         from streamlog.producer import Producer
 
-        made = Producer(self._home, ProducerConfig({**(config or {}), **options}))
+        made = Producer(self._home, ProducerConfig({**_mapping(config), **options}))
         self._children.add(made)
         return made
 
@@ -326,7 +352,7 @@ class Cluster:
         from streamlog.config import ConsumerConfig
         from streamlog.consumer import Consumer
 
-        made = Consumer(self._home, ConsumerConfig({**(config or {}), **options}))
+        made = Consumer(self._home, ConsumerConfig({**_mapping(config), **options}))
         self._children.add(made)
         if topics:
             try:
@@ -352,8 +378,7 @@ class Cluster:
             return
         home = self._home_of_process
         try:
-            for child in list(self._children):
-                child.close()
+            self._close_children()
         finally:
             self._closed = True
             if home is not None and home.closed:
@@ -366,14 +391,26 @@ class Cluster:
                     home.close()
             self._home_of_process = None
 
-    def __del__(self) -> None:
-        home = getattr(self, "_home_of_process", None)
-        if home is not None and not self._closed and not home.closed and not list(self._children):
-            home.abandon()  # and no more: a collector may run this inside a locked section
+    def _close_children(self) -> None:
+        """Producers first, each of them whatever becomes of the others; the first error is raised when all were tried."""
+        first: BaseException | None = None
+        for child in sorted(self._children, key=lambda child: hasattr(child, "subscribe")):
+            try:
+                child.close()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
 
 
 def _reopen(place: _Place, options: dict[str, Any]) -> Cluster:
     return Cluster(place, create=False, options=options)
+
+
+def _mapping(config: Any) -> dict[str, Any]:
+    if config is not None and not hasattr(config, "keys"):
+        raise InvalidConfigError(f"config={config!r}: a mapping, or keyword arguments, are wanted")
+    return dict(config or {})
 
 
 def _check_partitions(count: Any) -> None:

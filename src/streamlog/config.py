@@ -32,7 +32,7 @@ def number(default: int | None, low: int, high: int, doc: str, *, effective: boo
     def check(name: str, value: Any) -> int | None:
         if value is None and default is None:
             return None
-        if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidConfigError(f"{name}={value!r}: a whole number in [{low}, {high}] is wanted")

@@ -27,6 +27,7 @@ from streamlog.errors import (
     ClosedError,
     ConcurrentModificationError,
     ConfigurationError,
+    CorruptRecordError,
     InvalidStateError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -148,9 +149,11 @@ class Consumer:
         try:
             if self._assigned_by_hand:
                 raise InvalidStateError("subscribe and assign exclude each other: call unsubscribe() first")
-            if isinstance(topics, str):
-                topics = (topics,)
-            wanted = set(topics)
+            names = _listed("topics", topics)
+            for name in names:
+                if not isinstance(name, str):
+                    raise UnknownTopicOrPartitionError(f"{name!r} is not a topic's name")
+            wanted = set(names)
             if bool(wanted) == (pattern is not None):
                 raise ConfigurationError("subscribe takes either topics or a pattern")
             self._metadata.refresh(self._timeout)
@@ -159,7 +162,11 @@ class Consumer:
             if pattern is not None:
                 import re
 
-                pattern = re.compile(pattern)
+                try:
+                    pattern = re.compile(pattern)
+                    pattern.fullmatch("")
+                except (re.error, TypeError) as error:
+                    raise ConfigurationError(f"pattern={pattern!r}: a regular expression of str is wanted: {error}") from None
             self._subscribed, self._pattern, self._listener = wanted, pattern, listener
             self._follow_metadata(first=True)
         finally:
@@ -175,7 +182,7 @@ class Consumer:
             if self._subscribed or self._pattern is not None:
                 raise InvalidStateError("assign and subscribe exclude each other: call unsubscribe() first")
             self._metadata.refresh(self._timeout)
-            wanted = [_topic_partition(tp) for tp in partitions]
+            wanted = [_topic_partition(tp) for tp in _listed("partitions", partitions)]
             cursors = {tp: self._cursor(tp, self.config.auto_offset_reset) for tp in wanted}
             self._set_cursors(cursors)
             self._assigned_by_hand = bool(cursors)
@@ -216,7 +223,7 @@ class Consumer:
 
     def _follow_metadata(self, *, first: bool = False) -> None:
         """Topics were created, grew or went.  Partitions that appear later are read from their beginning."""
-        self._metadata.refresh(self._timeout)
+        self._home.refresh(self._timeout)
         self._version = self._metadata.version
         if not self._subscribed and self._pattern is None:
             return
@@ -249,8 +256,8 @@ class Consumer:
         self._enter()
         try:
             limit = self.config.max_poll_records if max_records is None else max_records
-            if limit < 1:
-                raise ConfigurationError(f"max_records={max_records}: at least 1 is wanted")
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+                raise ConfigurationError(f"max_records={max_records!r}: a whole number from 1 is wanted")
             return self._fetch(limit, monotonic() + _seconds(timeout_ms))
         finally:
             self._leave()
@@ -392,7 +399,13 @@ class Consumer:
 
     def _decode(self, cursor: Cursor, batch: Batch) -> None:
         config, tp = self.config, cursor.tp
-        found = to_records(batch, tp.topic, tp.partition, config.key_deserializer, config.value_deserializer)
+        try:
+            found = to_records(batch, tp.topic, tp.partition, config.key_deserializer, config.value_deserializer)
+        except ValueError as error:  # only where check_crcs=False let damage through
+            cursor.drop()
+            message = f"offset {batch.base_offset} of {cursor.log.name}: {error}; next readable: {batch.next_offset}"
+            cursor.move(cursor.position)
+            raise CorruptRecordError(message, cursor.log.directory, 0, "columns that fit", str(error), batch.next_offset) from None
         position = cursor.position
         assert position is not None
         if batch.base_offset < position:
@@ -604,6 +617,8 @@ class Consumer:
         self, times: Mapping[TopicPartition | tuple[str, int], int]
     ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
         """The first record at or after a time (ms), by partition; None where there is none."""
+        if not hasattr(times, "values"):
+            raise ConfigurationError(f"times={times!r}: a mapping of partitions to milliseconds is wanted")
         found = zip(self._logs(times), times.values())
         return {tp: offset_for_time(log, timestamp_ms, self._timeout) for (tp, log), timestamp_ms in found}
 
@@ -611,7 +626,7 @@ class Consumer:
         self._enter()
         try:
             self._metadata.refresh(self._timeout)
-            wanted = [_topic_partition(tp) for tp in partitions]
+            wanted = [_topic_partition(tp) for tp in _listed("partitions", partitions)]
             return [(tp, self._home.log(self._metadata.topic(tp.topic), tp.partition, self._timeout)) for tp in wanted]
         finally:
             self._leave()
@@ -630,9 +645,17 @@ class Consumer:
 
 
 def _seconds(timeout_ms: Any) -> float:
-    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or timeout_ms < 0:
+    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms >= 0:
         raise ConfigurationError(f"timeout_ms={timeout_ms!r}: milliseconds from 0 are wanted")
-    return timeout_ms / 1000
+    return min(timeout_ms, 10**12) / 1000
+
+
+def _listed(what: str, given: Any) -> list[Any]:
+    """The items of an argument that is to be a collection."""
+    try:
+        return [given] if isinstance(given, str) else list(given)
+    except TypeError:
+        raise ConfigurationError(f"{what}={given!r}: a list is wanted") from None
 
 
 def _topic_partition(given: Any) -> TopicPartition:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 import xxhash
 
 from streamlog._client.batch import GRACE, BatchDelivery, Delivery, RecordBatch
-from streamlog._client.inputs import check_partition, check_timestamp, pack_headers, to_bytes
+from streamlog._client.inputs import check_partition, check_timeout, check_timestamp, pack_headers, to_bytes
 from streamlog._client.lane import Lane, Target
 from streamlog._client.sender import Sender
 from streamlog._client.writer import BatchWriter
@@ -40,6 +40,7 @@ from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
     DiskFailedError,
+    InvalidStateError,
     RecordTooLargeError,
     RetriableError,
     SerializationError,
@@ -71,12 +72,12 @@ class Producer:
         self._busy = False
         self._aside: deque[RecordBatch] = deque()  # what a thread sent from inside its own `send`
         self._closed_reason = ""
+        self._forked = False
         self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
         self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters = -1, 1, []
         self._targets: dict[Any, Target] = {}
-        self._open: dict[Lane, None] = {}  # lanes with an open batch
-        self._queued: dict[Lane, None] = {}  # lanes with closed ones
-        self._memory = 0  # bytes of open and queued batches; an open one counts as full
+        self._active: dict[Lane, None] = {}  # lanes with a batch, open or closed
+        self._memory = 0  # bytes of their batches; an open one counts as full.  May be too high after an interruption
         self._linger, self._delivery = config.linger_ms / 1000, config.delivery_timeout_ms / 1000
         self._block = config.max_block_ms / 1000
         self._acknowledged_at_once = config.acks == 0
@@ -200,7 +201,7 @@ class Producer:
                 try:
                     lane = target.choose(key, partition)
                     batch = lane.batch
-                    if batch is self._closed_batch and (self._memory == 0 or self._has_memory(size)):
+                    if batch is self._closed_batch and self._has_memory(size):
                         batch = self._begin(lane, size, stride)
                     if batch.room >= size:
                         if batch.stride < stride:
@@ -232,40 +233,44 @@ class Producer:
         return delivery
 
     def _has_memory(self, size: int) -> bool:
-        return self._memory + max(self.config.batch_size, size) <= self.config.buffer_memory
+        """Whether another batch may be begun; the first always."""
+        wanted, limit = max(self.config.batch_size, size), self.config.buffer_memory
+        if self._memory + wanted > limit:
+            self._memory = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
+        return not self._memory or self._memory + wanted <= limit
 
     def _begin(self, lane: Lane, size: int, stride: int) -> RecordBatch:
-        """Open a batch.  Under the producer's lock."""
+        """Open a batch: the last of its partition's queue as long as it is open.  Under the producer's lock."""
         if self._closed_reason:
             self._check_open()
         room = self.config.batch_size
         if size > room:
             room = size
-        batch = lane.batch = RecordBatch(lane, room, stride, self._now_ms())
+        batch = RecordBatch(lane, room, stride, self._now_ms())
         batch.deadline = deadline = monotonic() + self._linger
         batch.finished = self._acknowledged_at_once
-        self._memory += room
-        self._open[lane] = None
+        self._enqueue(lane, batch)
+        lane.batch = batch
         self._begun += 1
         if deadline < self._sender.wake_at and not self._unbatched:
             self._sender.expect(deadline)
         return batch
 
+    def _enqueue(self, lane: Lane, batch: RecordBatch) -> None:
+        """A batch joins the queue of its partition.  Under the producer's lock."""
+        self._memory += batch.memory
+        self._active[lane] = None
+        lane.queue.append(batch)
+        self._sender.keeper = self  # until all is written: a producer that is dropped loses nothing
+
     def _end(self, lane: Lane) -> None:
-        """Close the open batch: it joins the queue of its partition.  Under the producer's lock."""
+        """Close the open batch: one store, so that an interruption leaves it open or closed.  Under the producer's lock."""
         batch, lane.batch = lane.batch, self._closed_batch
-        self._open.pop(lane, None)
-        self._enqueue(lane, batch)
         target = lane.target()
         if target is not None and lane is target.sticky and target.count > 1:
             lane.bytes_since_switch += batch.size
             if lane.bytes_since_switch >= self.config.batch_size:  # KIP-794: so that slow partitions do not get more
                 target.switch()
-
-    def _enqueue(self, lane: Lane, batch: RecordBatch) -> None:
-        """A closed batch joins the queue of its partition.  Under the producer's lock."""
-        lane.queue.append(batch)
-        self._queued[lane] = None
 
     # ---- a thread inside its own `send` ------------------------------------------------------------------------------------
 
@@ -305,7 +310,6 @@ class Producer:
                     lane = batch.lane
                     if lane.batch is not self._closed_batch:
                         self._end(lane)
-                    self._memory += batch.memory
                     self._enqueue(lane, batch)
                     lanes.append(lane)
             finally:
@@ -338,11 +342,11 @@ class Producer:
     def _target(self, topic: Any) -> Target:
         """What this producer knows of a topic, looked up when first needed and after the metadata changed."""
         self._check_open()
-        name = topic if isinstance(topic, str) else getattr(topic, "name", None)
-        if not isinstance(name, str):
+        name = topic if isinstance(topic, str) else topic.name if hasattr(topic, "_topic_id") else None
+        if name is None:
             raise UnknownTopicOrPartitionError(f"{topic!r} is not a topic's name")
         if self._metadata.changed():
-            self._metadata.refresh(self._block)
+            self._home.refresh(self._block)
         metadata = self._metadata.topic(name)
         expected = getattr(topic, "_topic_id", metadata.topic_id)
         if expected != metadata.topic_id:
@@ -372,7 +376,7 @@ class Producer:
 
     def _follow_metadata(self) -> None:
         """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended."""
-        self._metadata.refresh(self._block)
+        self._home.refresh(self._block)
         self._version = self._metadata.version
         for name, target in list(self._targets.items()):
             now = self._metadata.topics.get(name)
@@ -397,25 +401,29 @@ class Producer:
         if get_ident() in locks.inside or (self._busy and self._is_inside()):
             self._sender.expect(0.0)
             return
-        while lane.queue:
+        while lane.queue and lane.queue[0] is not lane.batch:
             held: list[bool] = []
             blocked = True
             try:  # the idiom of `locks.under`: nothing that a signal handler raises leaks the turn (H14)
                 held.extend(map(lane.turn.acquire, _AT_ONCE))
                 if not held[0]:
                     return  # whoever has the turn looks at the queue again after giving it back
+                lane.holder = get_ident()
                 batches = list(lane.queue)
+                if batches and batches[-1] is lane.batch:
+                    batches.pop()
                 blocked = self._write(lane, batches, wait)
                 self._settle(lane, batches)
             finally:
                 if True in held:
+                    lane.holder = 0
                     lane.turn.release()
                     if blocked:
                         self._sender.expect(lane.failed_at + self._backoff(lane) if lane.tries else 0.0)
             if blocked:
                 return
             if until is not None and until.written:
-                if lane.queue or lane.batch.waiters:
+                if lane.queue:
                     self._hand_over(lane)
                 return
 
@@ -431,14 +439,14 @@ class Producer:
                         lane.queue.popleft()
                         self._memory -= batch.memory
                 if not lane.queue:
-                    self._queued.pop(lane, None)
+                    self._active.pop(lane, None)
             finally:
                 self._busy = False
 
     def _hand_over(self, lane: Lane) -> None:
         """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
         try:
-            (lane.queue[0] if lane.queue else lane.batch).waiters.pop()()
+            lane.queue[0].waiters.pop()()
         except IndexError:
             self._sender.expect(0.0)
 
@@ -478,6 +486,8 @@ class Producer:
         """Write one batch; False: not yet.  An error that does not go away is the batch's."""
         try:
             if not batch.columns:
+                if not batch.rows:
+                    return True  # its first record never came: `send` was interrupted
                 batch.encode()
             home, metadata = self._home, self._metadata
             if monotonic() > home.next_tick:
@@ -518,14 +528,14 @@ class Producer:
     def _wait_for_memory(self, size: int) -> None:
         """`buffer_memory` is full: write what can be written, then wait for the sender, at most `max_block_ms`."""
         deadline = monotonic() + self._block
-        while self._memory and not self._has_memory(size):
+        while not self._has_memory(size):
             for lane in self._end_open(_FOREVER):
                 if not lane.tries:
                     self._drain(lane)
-            if not self._memory or self._has_memory(size):
+            if self._has_memory(size):
                 return
             if monotonic() >= deadline:
-                trouble = next((lane.trouble for lane in list(self._queued) if lane.trouble), None)
+                trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
                 cause = f"; the log does not take records: {trouble}" if trouble else ""
                 raise BufferExhaustedError(
                     f"buffer_memory={self.config.buffer_memory} was full for max_block_ms={self.config.max_block_ms}{cause}"
@@ -538,9 +548,10 @@ class Producer:
         with self._lock:
             self._busy = True
             try:
-                for lane in [lane for lane in self._open if lane.batch.deadline <= now]:
-                    self._end(lane)
-                return list(self._queued)
+                for lane in self._active:
+                    if lane.batch is not self._closed_batch and lane.batch.deadline <= now:
+                        self._end(lane)
+                return list(self._active)
             finally:
                 self._busy = False
 
@@ -555,8 +566,11 @@ class Producer:
         with self._lock:
             self._busy = True
             try:
-                times = [lane.batch.deadline for lane in self._open]
-                times += [lane.failed_at + self._backoff(lane) if lane.tries else now for lane in self._queued if not lane.turn.locked()]
+                times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
+                closed = [lane for lane in self._active if lane.queue[0] is not lane.batch and not lane.turn.locked()]
+                times += [lane.failed_at + self._backoff(lane) if lane.tries else now for lane in closed]
+                if not self._active:
+                    self._sender.keeper = None
                 if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
                     times.append(now + max(self._linger, 0.001))
                 self._rounds = self._begun
@@ -572,6 +586,7 @@ class Producer:
         Args:   timeout: seconds; None: `delivery_timeout_ms`.
         Raises: StreamlogTimeoutError, ClosedError.
         """
+        check_timeout(timeout)
         if self._closed_reason:
             self._check_open()
         if self._aside:
@@ -581,9 +596,12 @@ class Producer:
         with self._lock:
             self._busy = True
             try:
-                while self._open:
-                    self._end(next(iter(self._open)))
-                lasts = [lane.queue[-1] for lane in self._queued]
+                lasts = []
+                for lane in self._active:
+                    if lane.batch is not self._closed_batch:
+                        self._end(lane)
+                    if lane.queue:
+                        lasts.append(lane.queue[-1])
             finally:
                 self._busy = False
         deadline = -1.0
@@ -601,6 +619,10 @@ class Producer:
         A batch that others still fill stays open as long as another thread is writing: so waiting threads share one append and one sync.
         """
         lane = batch.lane
+        if self._forked:
+            self._check_open()
+        if lane.turn.locked() and lane.holder == get_ident():
+            raise InvalidStateError(f"{lane.name}: called from inside this thread's own append, by a callback or a signal handler")
         left = deadline - monotonic()
         if left <= 0:
             reason = lane.trouble or "another thread is writing"
@@ -625,6 +647,10 @@ class Producer:
         """Write what is left, then close.  What cannot be written within `timeout` seconds fails with ClosedError."""
         if self._closed_reason:
             return
+        check_timeout(timeout)
+        if any(lane.turn.locked() and lane.holder == get_ident() for lane in list(self._active)):
+            self._closed_reason, self._targets = "close() was called", {}
+            return  # a signal handler inside this thread's own append, which goes on after it, or at exit
         try:
             if not self._home.closed:
                 self.flush(timeout)
@@ -640,15 +666,18 @@ class Producer:
         with self._lock:
             self._busy = True
             try:
-                for lane in list(self._open):
-                    self._end(lane)
-                for lane in list(self._queued):
+                for lane in list(self._active):
+                    if lane.batch is not self._closed_batch:
+                        self._end(lane)
                     if not lane.turn.locked():
                         left += lane.queue
                         lane.queue.clear()
+                        del self._active[lane]
+                self._sender.keeper = None
             finally:
                 self._busy = False
         for batch in left:
+            batch.written = True
             batch.finish(ClosedError(f"the producer was closed before the record was written: {reason}"))
 
     # ---- bulk ----------------------------------------------------------------------------------------------------------------
@@ -691,8 +720,7 @@ class Producer:
                 self._busy = True
                 try:
                     self._check_open()
-                    if not self._memory or self._memory + size <= self.config.buffer_memory:
-                        self._memory += size
+                    if self._has_memory(size):
                         if lane.batch is not self._closed_batch:
                             self._end(lane)
                         self._enqueue(lane, batch)
@@ -735,6 +763,7 @@ def _after_fork_in_child() -> None:
     for producer in list(_producers):
         producer._lock, producer._busy = allocate_lock(), False
         producer._closed_reason = "it belongs to the process that this one was forked from"
+        producer._forked = True
         producer._targets = {}
     _producers.clear()
 
@@ -743,9 +772,11 @@ def _at_exit() -> None:
     """Write what is left, or say how much was lost."""
     for producer in list(_producers):
         try:
+            for lane in list(producer._active) if producer._closed_reason else ():
+                producer._drain(lane, wait=True)  # closed inside its own append
             producer.close()
         except Exception as error:
-            left = sum(len(lane.queue) for lane in producer._queued)
+            left = sum(len(lane.queue) for lane in producer._active)
             sys.stderr.write(f"streamlog: {producer!r} lost {left} batches of records at exit: {error}\n")
 
 

@@ -100,6 +100,8 @@ class Topic:
         """The first record at or after a time (ms), by partition; None where there is none."""
         _check_isolation(isolation_level)
         found, timeout = self._metadata, self._cluster.timeout
+        if not hasattr(times, "items") or not all(type(number) is int for number in times):
+            raise InvalidConfigError(f"times={times!r}: a mapping of partition numbers to milliseconds is wanted")
         return {number: offset_for_time(self._cluster._log(found, number), ms, timeout) for number, ms in times.items()}
 
     def describe(self) -> TopicDescription:

@@ -7,7 +7,7 @@ import streamlog
 
 SOURCE = Path(__file__).parents[2] / "src" / "streamlog"
 LONGEST_FUNCTION = 75  # lines, docstring included: Producer.send
-LONGEST_MODULE = 760  # lines
+LONGEST_MODULE = 800  # lines
 
 
 def test_functions_stay_short() -> None:

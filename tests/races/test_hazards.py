@@ -673,3 +673,223 @@ def test_a_damaged_byte_is_told_and_what_follows_can_be_read(place: Path) -> Non
         with path.open("r+b") as file:
             file.write(whole)
         assert streamlog.check(log) == []
+
+
+# ---- what attackers found ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_outside_the_cluster_is_touched(place: Path) -> None:
+    outside = place / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"x")
+    with streamlog.open(place / "log") as log:
+        log.create_topic("a")
+        broker = place / "log/broker-0"
+        (broker / "stray-0").symlink_to(outside)
+        (broker / "backup-2025").mkdir()
+        (broker / "backup-2025" / "mine").write_bytes(b"x")
+        log.delete_topic("a")
+        log.create_topic("stray")
+        log.delete_topic("stray")
+    assert (outside / "precious").exists()
+    assert (broker / "backup-2025" / "mine").exists()
+    shutil.rmtree(place / "log/run")
+    (place / "log/run").symlink_to(outside)
+    with pytest.raises(streamlog.NotAClusterError, match="links"):
+        streamlog.open(place / "log")
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+
+
+def test_h07_a_backup_copied_over_the_cluster_in_one_boot(place: Path, read_all) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t", segment_bytes=4096)
+        with log.producer(linger_ms=0) as producer:
+            for number in range(30):
+                producer.send("t", b"old-%d" % number + bytes(80))
+    subprocess.run(["cp", "-a", place / "log", place / "backup"], check=True)
+    with streamlog.open(place / "log") as log, log.producer(linger_ms=0) as producer:
+        for number in range(60):
+            producer.send("t", b"stale-%d" % number + bytes(80))
+    subprocess.run(["cp", "-a", f"{place}/backup/.", place / "log"], check=True)
+    with streamlog.open(place / "log") as log:
+        with log.producer(linger_ms=0) as producer:
+            offsets = [producer.send("t", b"new-%d" % number).result().offset for number in range(100)]
+        records = {record.offset: record.value.rstrip(b"\0") for record in read_all(log, "t")}
+        assert [records[offset] for offset in offsets] == [b"new-%d" % number for number in range(100)]
+        assert [record.offset for record in read_all(log, "t")] == list(range(len(records)))
+        assert streamlog.check(log) == []
+
+
+def test_accepted_records_survive_signals_between_sends(place: Path, read_all) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+
+    def bombarded() -> None:
+        log = streamlog.open(place / "log")
+        producer = log.producer(linger_ms=1, batch_size=300)
+
+        def handler(*_: object) -> None:
+            raise Bombed
+
+        signal.signal(signal.SIGALRM, handler)
+        deliveries: list[streamlog.Delivery] = []
+        number, hits, deadline = 0, 0, time.monotonic() + 3
+        while time.monotonic() < deadline:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.00001 + (hits % 60) * 0.000001)
+                while True:
+                    deliveries.append(producer.send("t", b"%d" % number))
+                    number += 1
+            except Bombed:
+                hits += 1
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        assert hits > 1000
+        producer.flush(20)
+        assert all(delivery.done() and delivery.exception() is None for delivery in deliveries)
+        producer.close()
+
+    finish(in_child(bombarded))
+    with streamlog.open(place / "log") as log:
+        values = [int(record.value) for record in read_all(log, "t")]
+        assert sorted(set(values)) == list(range(max(values) + 1)), "an accepted record is lost"
+        assert values == sorted(values)
+
+
+def test_a_producer_that_is_dropped_loses_nothing(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        for _ in range(20):
+            log.producer(linger_ms=30).send("t", b"x")
+            gc.collect()
+        deadline = time.monotonic() + 10
+        while log.topic("t").end_offsets() != {0: 20} and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert log.topic("t").end_offsets() == {0: 20}
+
+
+def test_closing_a_cluster_closes_every_producer_whatever_else_fails(place: Path) -> None:
+    log = streamlog.open(place / "log")
+    log.create_topic("t")
+    consumer = log.consumer("t")
+    thread = threading.Thread(target=lambda: consumer.poll(1500))
+    thread.start()
+    producers = [log.producer(linger_ms=10_000) for _ in range(5)]
+    for producer in producers:
+        producer.send("t", b"x")
+    time.sleep(0.1)
+    with pytest.raises(streamlog.ConcurrentModificationError):
+        log.close()
+    thread.join()
+    with streamlog.open(place / "log") as again:
+        assert again.topic("t").end_offsets() == {0: 5}
+
+
+def test_waiting_for_oneself_is_an_error_and_no_wait(place: Path, read_all) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer(linger_ms=1000) as producer:
+            errors: list[BaseException] = []
+
+            def flushes(*_: object) -> None:
+                producer.send("t", b"from the callback")
+                try:
+                    producer.flush()
+                except streamlog.StreamlogError as error:
+                    errors.append(error)
+
+            producer.send("t", b"x", on_delivery=flushes)
+            began = time.monotonic()
+            producer.flush()
+            assert time.monotonic() - began < 5
+            assert isinstance(errors[0], streamlog.InvalidStateError)
+        assert [record.value for record in read_all(log, "t")] == [b"x", b"from the callback"]
+
+
+def test_signal_handlers_may_send_while_metadata_is_folded(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+
+        def create() -> None:
+            with streamlog.open(place / "log") as mine:
+                for number in range(150):
+                    mine.create_topic(f"x{number}")
+
+        pid = in_child(create)
+        producer = log.producer(linger_ms=0)
+        signal.signal(signal.SIGALRM, lambda *_: producer.send("t", b"h"))
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        try:
+            while len(log.topics()) < 151:
+                pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finish(pid)
+        producer.close(20)
+        assert log.topic("t").end_offsets()[0] > 0
+
+
+def test_a_refused_value_ends_a_batch_with_an_error(place: Path, read_all) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer() as producer:
+            with producer.batch("t") as batch:
+                batch.append(b"1")
+                for bad in ("str", None):
+                    with pytest.raises(streamlog.StreamlogError):
+                        batch.append(bad)  # type: ignore[arg-type]
+            assert isinstance(batch.delivery.exception(), streamlog.SerializationError)
+            with pytest.raises(streamlog.ClosedError):
+                batch.append(b"2")
+        assert read_all(log, "t") == []
+
+
+def test_descriptors_of_dropped_and_deleted_things_come_back(place: Path) -> None:
+    with streamlog.open(place / "log") as log, streamlog.open(place / "log") as other:
+        def round_trip(number: int) -> None:
+            other.create_topic(f"t{number}", 2)
+            with log.producer() as producer, log.consumer(f"t{number}") as consumer:
+                producer.send(f"t{number}", b"x")
+                consumer.poll()
+            other.delete_topic(f"t{number}")
+            dropped = streamlog.open(place / "log").producer()
+            dropped.close()
+
+        round_trip(0)
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(1, 8):
+            round_trip(number)
+        log.topics()
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_pending_deliveries_in_a_forked_child(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        producer = log.producer(linger_ms=10_000)
+        delivery = producer.send("t", b"x")
+
+        def child() -> None:
+            with pytest.raises(streamlog.ClosedError):
+                delivery.result()
+
+        finish(in_child(child))
+        producer.flush()
+        assert delivery.result().offset == 0
+
+
+def test_look_ups_by_time_tell_damage(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer(linger_ms=0) as producer:
+            for number in range(5):
+                producer.send("t", b"v", timestamp_ms=1000 + number)
+        path = place / "log/broker-0/t-0/00000000000000000000.log"
+        data = bytearray(path.read_bytes())
+        data[64 + 48] ^= 0x40  # max_timestamp of the first batch
+        with path.open("r+b") as file:
+            file.write(data)
+        with pytest.raises(streamlog.CorruptRecordError) as caught:
+            log.topic("t").offsets_for_times({0: 1003})
+        assert caught.value.next_offset == 1

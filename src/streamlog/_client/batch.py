@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from streamlog._client.lane import Lane
 
+from streamlog._client.inputs import check_timeout
 from streamlog._format import batch as fmt
 from streamlog._log.partition import Pending
 from streamlog._os.clock import monotonic
@@ -125,10 +126,12 @@ class RecordBatch(Pending):
 
     def join(self, timeout: float | None) -> None:
         """Return when finished.  Raises StreamlogTimeoutError."""
+        check_timeout(timeout)
         if self.finished:
             return
         producer = self.lane.producer
-        deadline = monotonic() + (producer.config.delivery_timeout_ms / 1000 + GRACE if timeout is None else timeout)
+        seconds = producer.config.delivery_timeout_ms / 1000 + GRACE if timeout is None else min(timeout, 1e9)
+        deadline = monotonic() + seconds
         while not self.finished:
             if self.whole:
                 self.wait(deadline - monotonic())

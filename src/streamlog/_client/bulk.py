@@ -84,14 +84,20 @@ def _rows(what: str, column: Any, producer: Producer) -> Sequence[bytes | None]:
 
 
 def _timestamps(timestamps: Any) -> list[int]:
-    times = timestamps.tolist() if hasattr(timestamps, "tolist") else list(timestamps)
-    if not all(type(time) is int and 0 <= time < 2**63 for time in times):
+    try:
+        times = timestamps.tolist() if hasattr(timestamps, "tolist") else list(timestamps)
+    except TypeError:
+        times = [None]
+    if isinstance(timestamps, bytes | str) or not all(type(time) is int and 0 <= time < 2**63 for time in times):
         raise InvalidTimestampError("timestamps_ms: whole numbers of milliseconds in [0, 2**63) are wanted")
     return times
 
 
 def _headers(headers: Any) -> list[bytes | None]:
-    return [None if row is None else pack_headers(row) for row in headers]
+    try:
+        return [None if row is None else pack_headers(row) for row in headers]
+    except TypeError:
+        raise SerializationError(f"headers={headers!r}: a list with the headers of each row, or None, is wanted") from None
 
 
 def _fixed_chunks(

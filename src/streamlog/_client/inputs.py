@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from streamlog._client.lane import Target
 
-from streamlog.errors import InvalidTimestampError, SerializationError, UnknownTopicOrPartitionError
+from streamlog.errors import ConfigurationError, InvalidTimestampError, SerializationError, UnknownTopicOrPartitionError
 
 
 def to_bytes(what: str, given: Any, serializer: Callable[[Any], Any] | None) -> bytes | None:
@@ -30,7 +30,7 @@ def to_bytes(what: str, given: Any, serializer: Callable[[Any], Any] | None) -> 
             raise SerializationError(f"{what} {given!r} is not UTF-8: {error}") from None
     try:
         return bytes(memoryview(given))
-    except TypeError:
+    except (TypeError, ValueError):
         hint = f'give {what}_serializer="json", "msgpack", "str" or a callable'
         raise SerializationError(f"a {what} of type {type(given).__name__} is not bytes; {hint}") from None
 
@@ -39,6 +39,12 @@ def check_timestamp(timestamp_ms: Any) -> None:
     """Raise InvalidTimestampError unless this is a time in milliseconds."""
     if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms < 2**63:
         raise InvalidTimestampError(f"timestamp_ms={timestamp_ms!r}: milliseconds in [0, 2**63) are wanted")
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raise ConfigurationError unless this is a number of seconds, or None."""
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+        raise ConfigurationError(f"timeout={timeout!r}: seconds from 0, or None, are wanted")
 
 
 def check_partition(target: Target, partition: Any) -> int:
@@ -60,5 +66,8 @@ def pack_headers(headers: Any) -> bytes | None:
         raise SerializationError(f"headers={headers!r}: pairs of str and bytes (or None), or a mapping, are wanted") from None
     if not all(isinstance(name, str) for name, _ in rows):
         raise SerializationError(f"headers={headers!r}: a header's name is a str")
-    packed: bytes = msgpack.packb(rows)
+    try:
+        packed: bytes = msgpack.packb(rows)
+    except UnicodeEncodeError as error:
+        raise SerializationError(f"headers={headers!r}: a name is not UTF-8: {error}") from None
     return packed if rows else None

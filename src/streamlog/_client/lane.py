@@ -20,7 +20,7 @@ from streamlog.partitioners import xxh3_partition
 class Lane:
     """One partition: the open batch, and closed ones in order.  Changed under the producer's lock."""
 
-    __slots__ = ("batch", "bytes_since_switch", "failed_at", "flushes", "gone", "log", "name", "partition", "producer", "queue",
+    __slots__ = ("batch", "bytes_since_switch", "failed_at", "flushes", "gone", "holder", "log", "name", "partition", "producer", "queue",
                  "target", "topic", "tries", "trouble", "turn")  # fmt: skip
 
     def __init__(self, producer: Producer, target: Target, log: PartitionLog, closed: RecordBatch) -> None:
@@ -30,6 +30,7 @@ class Lane:
         self.batch = closed
         self.queue: deque[RecordBatch] = deque()
         self.turn = allocate_lock()  # held by the thread that appends the queue
+        self.holder = 0  # which thread that is
         self.gone = False  # the topic was deleted
         self.bytes_since_switch = 0
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1

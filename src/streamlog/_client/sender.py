@@ -27,6 +27,8 @@ class Sender:
         self._gate = allocate_lock()
         self._gate.acquire()
         self._started = self._stopped = False
+        self.keeper: Producer | None = None
+        """The producer, as long as it has something to write."""
         self.wake_at = float("inf")
         """Monotonic time of the next round.  Stored by the sender; a reader that sees an old value calls it in vain, or once too often."""
 

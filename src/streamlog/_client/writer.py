@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 from streamlog._client.batch import BatchDelivery, RecordBatch
 from streamlog._format import batch as fmt
-from streamlog.errors import RecordTooLargeError, SerializationError
+from streamlog.errors import ClosedError, RecordTooLargeError, SerializationError
 
 _CHUNK = 64 << 10  # bytes written at a time
+_END = object()
 _COLUMN_ROOM = fmt.BATCH_HEADER_SIZE + 32  # header, column head and padding
 
 
@@ -23,13 +24,14 @@ class BatchWriter:
     Values are written 64 KiB at a time and at the end of the `with` block; `delivery` is of all of them.  Belongs to one thread.
     """
 
-    __slots__ = ("_collector", "_lane", "_left", "_limit", "_producer", "_whole", "append")
+    __slots__ = ("_collector", "_error", "_lane", "_left", "_limit", "_producer", "_whole", "append")
 
     def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
         """`limit`: the topic's `max_message_bytes`."""
         self._producer, self._lane, self._limit = producer, lane, limit
         self._whole = RecordBatch(lane, 0, 1, producer._now_ms())
         self._whole.whole = True
+        self._error: Exception | None = None  # what ended the collecting early
         self._left = 1  # batches on their way, and one for the writer itself
         self._collector = self._collect()
         next(self._collector)
@@ -45,32 +47,41 @@ class BatchWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is None:
+        if kind is None and self._error is None:
             try:
-                self._collector.send(None)  # type: ignore[arg-type]
+                self._collector.send(_END)  # type: ignore[arg-type]
             except StopIteration:
                 pass
-        else:
-            self._collector.close()
-        self._end_one(error)
+            error = self._error
+        self._collector.close()
+        self.append = self._refuse
+        self._end_one(error or self._error)
+
+    def _refuse(self, value: bytes) -> None:  # noqa: ARG002  (stands in for `append`)
+        raise ClosedError("the batch is closed, or a value was refused before")
 
     def _collect(self) -> Generator[None, bytes, None]:
         values: list[bytes] = []
         append, size = values.append, 0
-        while True:
-            value = yield
-            if value.__class__ is not bytes:
-                break
-            append(value)
-            size += len(value)
-            if size >= _CHUNK:
+        try:
+            while True:
+                value = yield
+                if value.__class__ is not bytes:
+                    break
+                append(value)
+                size += len(value)
+                if size >= _CHUNK:
+                    self._write(values, size)
+                    values.clear()
+                    size = 0
+            if value is not _END:
+                raise SerializationError(f"a value of type {type(value).__name__} is not bytes; a batch takes nothing else")
+            if values:
                 self._write(values, size)
-                values.clear()
-                size = 0
-        if value is not None:
-            raise SerializationError(f"a value of type {type(value).__name__} is not bytes; a batch takes nothing else")
-        if values:
-            self._write(values, size)
+        except Exception as error:
+            self._error = error
+            self.append = self._refuse
+            raise
 
     def _write(self, values: list[bytes], size: int) -> None:
         limit, largest = self._limit, self._producer.config.max_request_size

@@ -7,6 +7,8 @@ CLUSTER = "cluster.json"
 RUN = "run"
 CLUSTER_STATE = "cluster.state"
 CLUSTER_LOCKS = "cluster.lock"
+PARTITION_LOCKS = "partitions.lock"
+TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
 RECOVERY_POINTS = "recovery-point-offset-checkpoint"
 LEADER_EPOCHS = "leader-epoch-checkpoint"
@@ -82,6 +84,9 @@ def state(topic_id: bytes) -> str:
     return f"{topic_id.hex()}.state"
 
 
-def locks(topic_id: bytes) -> str:
-    """Lock bytes of a topic's partitions, in `run/`."""
-    return f"{topic_id.hex()}.lock"
+def lock_bytes(topic_id: bytes) -> int:
+    """First of the 65,536 bytes of `partitions.lock` that are a topic's: 47 bits of its random id say where.
+
+    Byte 4 p is partition p's, byte 4 p + 1 its sync lock, the last one the topic's own.
+    """
+    return int.from_bytes(topic_id[:6], "big") >> 1 << 16

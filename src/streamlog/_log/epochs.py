@@ -32,14 +32,14 @@ class Epochs:
 
 def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
     """The epochs of a log: from the checkpoint where it agrees with the active segment, else from the segment headers."""
-    latest = segment.read_header(fs, f"{directory}/{names.log(bases[-1])}").leader_epoch
     try:
+        latest = segment.read_header(fs, f"{directory}/{names.log(bases[-1])}").leader_epoch
         rows = checkpoint.decode(files.read_file(fs, f"{directory}/{names.LEADER_EPOCHS}"), 2)
         entries = [(int(epoch), int(start)) for epoch, start in rows]
         if entries and entries == sorted(set(entries)) and entries[-1][0] == latest and entries[-1][1] <= bases[-1]:
             return Epochs(entries)
-    except (FileNotFoundError, ValueError):
-        pass
+    except (FileNotFoundError, ValueError, StorageError):
+        pass  # a damaged header hides its epoch; it is told where the segment is read
     return from_headers(fs, directory, bases)
 
 

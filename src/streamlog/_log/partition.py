@@ -109,8 +109,11 @@ class PartitionLog:
         self._index_interval = settings.index_interval_bytes
         self.boot, self.pid = fs.boot_id(), process.pid()
         self.name = names.partition(topic, partition)
-        self.lock = ByteLock(lock_file, 2 * partition + 2, PARTITION, partial(_describe, f"partition lock of {self.name}", self.words, DIRTY))
-        self.sync_lock = ByteLock(lock_file, 2 * partition + 3, SYNC, partial(_describe, f"sync lock of {self.name}", self.words, SYNCING))
+        lock_byte = names.lock_bytes(topic_id) + 4 * partition
+        who = partial(_describe, f"partition lock of {self.name}", self.words, DIRTY)
+        self.lock = ByteLock(lock_file, lock_byte, PARTITION, who)
+        who = partial(_describe, f"sync lock of {self.name}", self.words, SYNCING)
+        self.sync_lock = ByteLock(lock_file, lock_byte + 1, SYNC, who)
         self.bell = Bell(slot.page, slot.bell_index)
         self._cluster_bell = cluster_bell
         self._cluster_flag = cluster_bell.index + 1
@@ -121,6 +124,7 @@ class PartitionLog:
         self._salt = self.epoch = self.base_offset = self._reserved = 0
         self._path = ""
         self.forget()
+        self._looked = False  # this process has compared the slot with the files
         self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
         self._largest: dict[tuple[int, int], int] = {}  # of sealed segments, which do not change
         self._listing: tuple[int, list[int]] = (-1, [])
@@ -330,19 +334,32 @@ class PartitionLog:
             raise DiskFailedError(f"{self._path} is not the file that {self.name} was written to: it was replaced; open the cluster again")
         self._open_index()
         self._learn()
+        self._looked = True
 
     def _facts(self, for_append: bool) -> recovery.Facts:
         words = self.words
         try:
             directory = self.fs.stat(self.directory).st_ino
-        except FileNotFoundError:
+            bases = names.base_offsets(self.fs.listdir(self.directory))
+        except (FileNotFoundError, NotADirectoryError):
             raise DiskFailedError(f"{self.directory} is gone; {self.name} cannot be read or written") from None
+        active = bool(words[DIRTY]) or self._is_active(bases)
         return recovery.Facts(
-            valid=words[BOOT] == self.boot and words[DIRECTORY] == directory,
+            valid=words[BOOT] == self.boot and words[DIRECTORY] == directory and active,
             failed=bool(words[FAILED]) and for_append,
             dirty=bool(words[DIRTY]),
             opener=self._may_recover_failure,
         )
+
+    def _is_active(self, bases: list[int]) -> bool:
+        """Whether the words speak of the files that are there: a backup that was copied over them in this boot is found out (H7)."""
+        words = self.words
+        if not bases or bases[-1] != words[SEGMENT]:
+            return False
+        try:
+            return self.fs.stat(f"{self.directory}/{names.log(bases[-1])}").st_size >= words[POSITION]
+        except FileNotFoundError:
+            return False
 
     def _open_active(self, base_offset: int) -> None:
         self.base_offset = base_offset
@@ -369,7 +386,7 @@ class PartitionLog:
     def _learn(self) -> None:
         """What the slot says now is what this process knows."""
         self.epoch = self.words[EPOCH]
-        self._known = self._map[self._known_start : self._known_end - 8] + bytes(8)  # with the mark down
+        self._known = bytes(self._map[self._known_start : self._known_end - 8]) + bytes(8)  # with the mark down
 
     def look_again(self) -> None:
         """For readers whose segment is not there: with nobody inside, what the directory shows is what counts.  Under the lock."""
@@ -382,8 +399,13 @@ class PartitionLog:
         words = self.words
         if words[BOOT] == DEAD:
             raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
-        if words[BOOT] != self.boot:
-            under(self.lock, timeout, self.settle, for_append=False)
+        if words[BOOT] != self.boot or not self._looked:
+            under(self.lock, timeout, self._look_first)
+
+    def _look_first(self) -> None:
+        """A process that only reads looks once whether the slot counts."""
+        if not self._looked:
+            self.settle(for_append=False)
 
     # ---- what readers share: lists that count while `turn` is the one they were read at ----------------------------------
 

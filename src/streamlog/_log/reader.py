@@ -223,9 +223,16 @@ def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tupl
         hint = index.by_timestamp(timestamp_ms)
         if hint > SEGMENT_HEADER_SIZE and (found := view._hinted(hint, limit, view.size)) is not None and found < limit:
             position, offset = hint, found
-        for _, batch in view.batches(position, offset, min(limit, high_watermark), view.size, verify=False):
+        end = min(limit, high_watermark)
+        for at, batch in view.batches(position, offset, end, view.size):
             if batch.max_timestamp >= timestamp_ms:
                 return _first_at_or_after(batch, timestamp_ms)
+            offset, position = batch.next_offset, at + batch.length
+        if offset < end:
+            found_next = view.after_damage(position, offset, view.size)
+            next_offset = found_next[0] if found_next else end
+            message = f"{view.path}: no whole batch at offset {offset} of {log.name}; next readable: {next_offset}"
+            raise CorruptRecordError(message, view.path, position, offset, None, next_offset)
     return None
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     Protocol = object
 
-from streamlog.errors import DiskFailedError, StorageFullError, UnsupportedFileSystemError
+from streamlog.errors import DiskFailedError, StorageError, StorageFullError, UnsupportedFileSystemError
 
 if sys.platform == "win32":
     raise ImportError("streamlog needs POSIX byte-range locks and shared mappings, which Windows lacks; use WSL 2")
@@ -44,6 +44,8 @@ def storage_error(error: OSError, path: str, what: str) -> Exception:
     """Our error for the kernel's: `what` was tried with `path`."""
     if error.errno in _NO_SPACE:
         return StorageFullError(f"{what} {path}: no space left on the device; free some and go on")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+        return StorageError(f"{what} {path}: {error.strerror}")
     if error.errno in (errno.EACCES, errno.EPERM):
         made: OSError = PermissionError(error.errno, f"{what}: permission denied", path)
         return made
@@ -121,8 +123,8 @@ class FileSystem(Protocol):
         """Stat by descriptor."""
         raise NotImplementedError
 
-    def map(self, fd: int, size: int, path: str, *, writable: bool = False) -> mmap.mmap:
-        """Map the first `size` bytes, shared; `size` must not be beyond the file's end."""
+    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
+        """Map the first `size` bytes, shared and read-only; `size` must not be beyond the file's end."""
         raise NotImplementedError
 
     def free_bytes(self, path: str) -> int:
@@ -238,9 +240,9 @@ class LocalFileSystem(FileSystem):
     def fstat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
-    def map(self, fd: int, size: int, path: str, *, writable: bool = False) -> mmap.mmap:
+    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
         try:
-            return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0))
+            return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         except OSError as error:
             raise storage_error(error, path, "map") from error
 
@@ -272,7 +274,19 @@ def absolute(path: str) -> str:
 def path_text(location: object) -> str:
     """A path or a URL as text; empty for what is neither."""
     found = os.fspath(location) if isinstance(location, str | os.PathLike) else ""
-    return found if isinstance(found, str) else os.fsdecode(found)
+    found = found if isinstance(found, str) else os.fsdecode(found)
+    try:
+        os.fsencode(found)
+    except UnicodeEncodeError:
+        return ""
+    return found
+
+
+def from_url(rest: str) -> str:
+    """The path of what follows `file://` in a URL."""
+    from urllib.parse import unquote
+
+    return unquote(rest.removeprefix("localhost"))
 
 
 def exists(path: str) -> bool:
@@ -298,6 +312,21 @@ def is_directory(path: str) -> bool:
 def make_directories(path: str) -> None:
     """Make a directory and those above it, with the user's umask."""
     os.makedirs(path, exist_ok=True)
+
+
+def remove_directory(fs: FileSystem, path: str) -> None:
+    """Remove a directory of files.  A link is removed itself, never followed; a directory inside is left, and so is this one then."""
+    if not is_directory(path):
+        fs.unlink(path)
+        return
+    for name in fs.listdir(path):
+        if not is_directory(f"{path}/{name}"):
+            fs.unlink(f"{path}/{name}")
+    try:
+        fs.rmdir(path)
+    except Exception:
+        if not fs.listdir(path):
+            raise
 
 
 def remove_tree(path: str) -> None:

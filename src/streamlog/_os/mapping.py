@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from _thread import get_ident
 
 from streamlog._os.clock import monotonic_ns
@@ -16,6 +17,14 @@ from streamlog._os.files import O_CREAT, O_EXCL, O_RDWR, PAGE, FileSystem
 
 STRONG_ORDER = os.uname().machine in ("x86_64", "AMD64", "i686", "i386")
 """Whether a store is seen before every later store, as on x86; elsewhere a publisher passes a barrier first (H2)."""
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap, _munmap = _libc.mmap, _libc.munmap  # `mmap.mmap` keeps a descriptor for each mapping: 1,000 topics would need 1,000 (H11)
+_mmap.restype, _munmap.restype = ctypes.c_void_p, ctypes.c_int
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class Page:
@@ -26,11 +35,15 @@ class Page:
 
     __slots__ = ("address", "halves", "map", "size", "words")
 
-    def __init__(self, mapping: mmap.mmap, size: int) -> None:
-        self.map, self.size = mapping, size
-        view = memoryview(mapping)
-        self.words, self.halves = view.cast("Q"), view.cast("I")
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    def __init__(self, fd: int, size: int) -> None:
+        self.size = size
+        self.address = _mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        if self.address in (None, _FAILED):
+            raise OSError(ctypes.get_errno(), "mmap failed")
+        memory = (ctypes.c_char * size).from_address(self.address)
+        weakref.finalize(memory, _munmap, self.address, size)  # when the last view is gone
+        self.map = memoryview(memory).cast("B")
+        self.words, self.halves = self.map.cast("Q"), self.map.cast("I")
 
 
 def create(fs: FileSystem, path: str, content: bytes) -> None:
@@ -53,6 +66,6 @@ def open_page(fs: FileSystem, path: str) -> tuple[Page, tuple[int, int]]:
     try:
         found = fs.fstat(fd)
         size = found.st_size & -PAGE
-        return Page(fs.map(fd, size, path, writable=True), size), (found.st_dev, found.st_ino)
+        return Page(fd, size), (found.st_dev, found.st_ino)
     finally:
         fs.close(fd)

@@ -50,13 +50,14 @@ _OURS = frozenset((names.LOCK, names.CLUSTER, names.RUN, names.broker(0)))
 
 
 class TopicFiles:
-    """The state and lock files of one topic, and its partitions' logs."""
+    """The state file of one topic, and its partitions' logs.  Needs no descriptor of its own."""
 
-    __slots__ = ("lock", "locks", "logs", "state")
+    __slots__ = ("lock", "logs", "state")
 
-    def __init__(self, state: StateFile, lock_file: LockFile) -> None:
-        self.state, self.locks = state, lock_file
-        self.lock = ByteLock(lock_file, 0, PARTITION, lambda: f"the topic lock {lock_file.path}")
+    def __init__(self, state: StateFile, lock_file: LockFile, topic_id: bytes) -> None:
+        self.state = state
+        index = names.lock_bytes(topic_id) + names.TOPIC_LOCK
+        self.lock = ByteLock(lock_file, index, PARTITION, lambda: f"the topic lock of {state.path}, held by another process")
         self.logs: dict[int, PartitionLog] = {}
 
 
@@ -66,6 +67,7 @@ class Home:
     def __init__(self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool) -> None:
         self.fs, self.path, self._reserve = fs, path, reserve
         self.closed = ""
+        self._pid = process.pid()
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
@@ -91,6 +93,7 @@ class Home:
             raise StreamlogTimeoutError(f"{broker} is being remade by another process")
         run = f"{self.path}/{names.RUN}"
         self._run_locks = self._keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
+        self._partition_locks = self._keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
         self._claim_process()
         self.clock = Clock(self._page.words, _CLOCK)
         self.bell = Bell(self._page, _BELL * 2)
@@ -117,6 +120,9 @@ class Home:
             return
         except NotADirectoryError:
             raise NotAClusterError(f"{self.path} is a file; a cluster is a directory") from None
+        for name in (names.RUN, names.broker(0)):
+            if name in listing and not files.is_directory(f"{self.path}/{name}"):
+                raise NotAClusterError(f"{self.path}/{name} is not a directory; links are not followed")
         if names.CLUSTER in listing:
             return
         strangers = sorted(name for name in listing - _OURS if not name.endswith(names.TEMPORARY))
@@ -178,7 +184,7 @@ class Home:
             files.take_owner(run, self.path)
         except FileExistsError:
             for name in self.fs.listdir(run):
-                if name != names.CLUSTER_STATE:
+                if name != names.CLUSTER_STATE and not files.is_directory(f"{run}/{name}"):
                     self.fs.unlink(f"{run}/{name}")
         path = f"{run}/{names.CLUSTER_STATE}"
         try:
@@ -285,9 +291,8 @@ class Home:
             return log
 
     def _open_topic(self, topic_id: bytes, timeout: float) -> TopicFiles:
-        run = f"{self.path}/{names.RUN}"
-        lock_file = self._keep(LockFile(self.fs, f"{run}/{names.locks(topic_id)}"))
-        found = TopicFiles(StateFile(self.fs, f"{run}/{names.state(topic_id)}", topic_id), lock_file)
+        state = StateFile(self.fs, f"{self.path}/{names.RUN}/{names.state(topic_id)}", topic_id)
+        found = TopicFiles(state, self._partition_locks, topic_id)
         if not found.state.is_claimed():
             under(found.lock, timeout, found.state.claim)
         self._topics[topic_id] = found
@@ -303,7 +308,7 @@ class Home:
         )  # fmt: skip
         return _HomeLog(
             self, self.fs, self.directory(topic.name, partition), topic.name, topic.topic_id, partition,
-            found.state.slot(partition), found.locks, self.bell, settings,
+            found.state.slot(partition), self._partition_locks, self.bell, settings,
             self._recovery_points.get((topic.topic_id.hex(), partition), 0),
         )  # fmt: skip
 
@@ -315,8 +320,13 @@ class Home:
                 for log in found.logs.values():
                     self._open_logs.pop(log, None)
                     log.release_files()
-                found.locks.close()
-                self._lock_files.remove(found.locks)
+
+    def refresh(self, timeout: float) -> None:
+        """Fold the metadata, and let go of topics that were deleted."""
+        self.metadata.refresh(timeout)
+        for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
+            if topic_id != metadata_log.TOPIC_ID:
+                self.release_topic(topic_id)
 
     def opened(self, log: PartitionLog) -> None:
         """A log has opened its files: beyond `_OPEN_LOGS` the one that did so longest ago closes its own (H11)."""
@@ -401,6 +411,9 @@ class Home:
         for lock_file in self._lock_files:
             lock_file.close()
         self._lock_files.clear()
+
+    def __del__(self) -> None:
+        self.abandon()  # only closes descriptors: a collector may run this inside a locked section
 
     def is_last(self) -> bool:
         """Whether nobody else has the cluster open; the caller is on its way out and then holds it exclusively."""

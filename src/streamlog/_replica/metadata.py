@@ -11,7 +11,7 @@ the disk before anybody acts on them, the writer included: a fold reads no furth
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Metadata:
         self._lock = lock
         self._words = log.words
         self._fold_lock = allocate_lock()
+        self._folding = 0  # the thread that folds
         self._reader: LogReader | None = None
         self.topics: dict[str, TopicMetadata] = {}
         self.by_id: dict[bytes, TopicMetadata] = {}
@@ -69,13 +70,27 @@ class Metadata:
         self.log.ensure_valid(timeout)
         if self._words[SYNCED] < self._words[HWM]:
             self.log.sync(timeout)
+        me = get_ident()
+        if self._folding == me:
+            return  # a signal handler or finalizer inside the fold: it sees what is folded so far
         with self._fold_lock:
-            if self._reader is None:
-                self._reader = LogReader(self.log, self.log.start_offset, timeout=timeout)
-            while self._words[SYNCED] > self._reader.offset and (batch := self._reader.next()) is not None:
-                self._fold(batch)
-            self.version = self._reader.offset
-            self._reader.release()
+            self._folding = me
+            try:
+                self._fold_all(timeout)
+            finally:
+                self._folding = 0
+
+    def _fold_all(self, timeout: float) -> None:
+        reader = self._reader = self._reader or LogReader(self.log, self.log.start_offset, timeout=timeout)
+        while self._words[SYNCED] > self.version:
+            if reader.offset != self.version:  # an exception from outside interrupted the fold of a batch
+                reader = self._reader = LogReader(self.log, self.version, timeout=timeout)
+            batch = reader.next()
+            if batch is None:
+                break
+            self._fold(batch)
+            self.version = batch.next_offset
+        reader.release()
 
     def _fold(self, batch: fmt.Batch) -> None:
         import msgpack  # here: 4 ms of a cold start
@@ -104,8 +119,9 @@ class Metadata:
         self._put(TopicMetadata(old.name, topic_id, old.partitions, config))
 
     def _fold_RemoveTopicRecord(self, topic_id: bytes) -> None:
-        old = self.by_id.pop(topic_id)
-        del self.topics[old.name]
+        old = self.by_id.pop(topic_id, None)
+        if old is not None:  # folding a record again changes nothing
+            del self.topics[old.name]
 
     # ---- writing -------------------------------------------------------------------------------------------------------------
 
@@ -138,7 +154,7 @@ class Metadata:
 
     def topic(self, name: str) -> TopicMetadata:
         """A topic by name.  Raises UnknownTopicOrPartitionError."""
-        found = self.topics.get(name)
+        found = self.topics.get(name) if isinstance(name, str) else None
         if found is None:
             import difflib
 

@@ -216,9 +216,9 @@ class FaultyFileSystem(FileSystem):
         """No step."""
         return self.inner.fstat(fd)
 
-    def map(self, fd: int, size: int, path: str, *, writable: bool = False) -> mmap.mmap:
+    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
         """No step."""
-        return self.inner.map(fd, size, path, writable=writable)
+        return self.inner.map(fd, size, path)
 
     def free_bytes(self, path: str) -> int:
         """No step."""
