@@ -80,7 +80,7 @@ class _Check:
                     self._found("I8", f"{broker}/{names.partition(topic.name, number)}", "the partition's directory is missing")
 
     def _check_log(self, log: PartitionLog) -> None:
-        log.ensure_valid(self._timeout)
+        under(log.lock, self._timeout, log.look_again)  # what somebody who died left half done is finished first
         seen = under(log.lock, self._timeout, self._words, log)
         bases = log.segments()
         offset, epoch = bases[0], 0

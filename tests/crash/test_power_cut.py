@@ -90,6 +90,7 @@ def one_life_after_another(place: Path, seed: int) -> None:
             history.look(cluster, after_cut=True)
             assert streamlog.check(cluster) == []
         cluster.close()
+        fs.end()
     except BaseException as error:
         error.add_note(f"one_life_after_another(place, {seed})")
         raise

@@ -80,7 +80,7 @@ def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) ->
             second: list[streamlog.Record] = []
             while found := again.poll(max_records=10**6):
                 second += found
-        assert sorted(second, key=lambda r: (r.partition, r.offset)) == sorted(seen, key=lambda r: (r.partition, r.offset))
+        assert sorted(record[1:8] for record in second) == sorted(record[1:8] for record in seen), "all but the epoch, which a rewrite raises"
         print(f"{KILLS} kills, {len(acknowledged)} acknowledged, {len(seen)} seen")
 
 

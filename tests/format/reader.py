@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import msgpack
 import xxhash
 
-SEGMENT_HEADER, BATCH_HEADER, INDEX_HEADER = "4sB3sQQ16sqii8x", "4sB3sQqIIiiqqqih2xiI", "4sB3sQq"  # of 64, 80 and 24 bytes
+SEGMENT_HEADER, BATCH_HEADER, INDEX_HEADER = "4sB3sQQ16sqiiq", "4sB3sQqIIiiqqqih2xiI", "4sB3sQq"  # of 64, 80 and 24 bytes
 LOG_APPEND_TIME, HAS_OFFSETS, HAS_TIMESTAMPS, HAS_KEYS, HAS_VALUES, HAS_HEADERS = (1 << bit for bit in (3, 8, 9, 10, 11, 12))
 READABLE = LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS  # no codecs, no reserved bits
 Headers = list[tuple[str, bytes | None]]
-Header = NamedTuple("Header", [("salt", int), ("topic_id", bytes), ("base_offset", int), ("partition", int), ("leader_epoch", int)])  # noqa: UP014
+Header = NamedTuple("Header", [("salt", int), ("topic_id", bytes), ("base_offset", int), ("partition", int), ("leader_epoch", int), ("epoch_start", int)])  # noqa: UP014, E501
 Record = NamedTuple("Record", [("offset", int), ("timestamp_ms", int), ("key", bytes | None), ("value", bytes | None), ("headers", Headers)])  # noqa: UP014
 Topic = NamedTuple("Topic", [("topic_id", bytes), ("partitions", int), ("config", dict[str, Any])])  # noqa: UP014
 

@@ -72,7 +72,7 @@ def golden(name: str) -> bytes:
 def test_golden_bytes() -> None:
     import msgpack
 
-    header = fmt.seal_segment_header(SALT, bytes(range(16)), 100, 3, 7)
+    header = fmt.seal_segment_header(SALT, bytes(range(16)), 100, 3, 7, 100)
     first = seal(100, 1700000000000, values=[b"hello"])
     headers = [msgpack.packb([["trace", b"\1\2"], ["none", None]]), None, None]
     times = [1700000000005, 1700000000003, 1700000000004]

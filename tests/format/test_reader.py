@@ -31,7 +31,7 @@ def test_every_golden_file_is_read_here() -> None:
 
 def test_golden_segment_header() -> None:
     header, batches, rest = read_segment(SEGMENT)
-    assert header == reader.Header(SALT, bytes(range(16)), 100, 3, 7)
+    assert header == reader.Header(SALT, bytes(range(16)), 100, 3, 7, 100)
     assert (len(batches), rest, len(SEGMENT)) == (3, 504, 504)
     assert header == read_segment(SEGMENT, END)[0]
 

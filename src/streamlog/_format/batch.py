@@ -16,7 +16,7 @@ Segment header, 64 bytes; the checksum covers bytes 16 to 64, unsalted:
     40     8    i64  base_offset   offset of the first record; also the file's name
     48     4    i32  partition     number of the partition
     52     4    i32  leader_epoch  epoch in which the segment was begun; every batch in it has this epoch
-    56     8    8x   reserved      zero
+    56     8    i64  epoch_start   where that epoch begins; above base_offset where a recovery wrote older records anew
 
 Batch header, 80 bytes; the checksum covers all that follows it, columns included, seeded with the segment's salt:
 
@@ -66,7 +66,7 @@ FORMAT_VERSION = 1
 
 SEGMENT_MAGIC, BATCH_MAGIC = b"SLS1", b"SLB1"
 PREFIX = struct.Struct("<4sB3xQ")  # magic, version, checksum: both headers begin with it
-SEGMENT_BODY = struct.Struct("<Q16sqii8x")
+SEGMENT_BODY = struct.Struct("<Q16sqiiq")
 BATCH_BODY = struct.Struct("<qIIiiqqqih2xiI")
 BATCH = struct.Struct("<4sB3xQqIIiiqqqih2xiI")
 COLUMN = struct.Struct("<ii")
@@ -149,9 +149,11 @@ def encode_rows(
     return attributes, b"".join(pieces)
 
 
-def seal_segment_header(salt: int, topic_id: bytes, base_offset: int, partition: int, leader_epoch: int) -> bytes:
+def seal_segment_header(
+    salt: int, topic_id: bytes, base_offset: int, partition: int, leader_epoch: int, epoch_start: int
+) -> bytes:
     """The header of a segment."""
-    body = SEGMENT_BODY.pack(salt, topic_id, base_offset, partition, leader_epoch)
+    body = SEGMENT_BODY.pack(salt, topic_id, base_offset, partition, leader_epoch, epoch_start)
     return PREFIX.pack(SEGMENT_MAGIC, FORMAT_VERSION, checksum(body, 0)) + body
 
 
@@ -165,10 +167,12 @@ def seal_head(salt: int, columns: bytes, *fields: Any) -> bytes:
     return PREFIX.pack(BATCH_MAGIC, FORMAT_VERSION, hasher.intdigest()) + body
 
 
-def reseal(batch: bytes, salt: int) -> bytes:
-    """The same batch for another segment: its salt."""
+def reseal(batch: bytes, salt: int, leader_epoch: int) -> bytes:
+    """The same batch for another segment: its salt, its epoch."""
+    fields = list(BATCH_BODY.unpack_from(batch, PREFIX.size))
+    fields[-2] = leader_epoch
     columns = batch[BATCH_HEADER_SIZE:]
-    return seal_head(salt, columns, *BATCH_BODY.unpack_from(batch, PREFIX.size)) + columns
+    return seal_head(salt, columns, *fields) + columns
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ def reseal(batch: bytes, salt: int) -> bytes:
 class SegmentHeader:
     """A segment's header, read and checked."""
 
-    __slots__ = ("base_offset", "leader_epoch", "partition", "salt", "topic_id", "version")
+    __slots__ = ("base_offset", "epoch_start", "leader_epoch", "partition", "salt", "topic_id", "version")
 
     def __init__(self, data: bytes) -> None:
         """Raises ValueError (not a segment header) or UnknownVersionError."""
@@ -188,7 +192,8 @@ class SegmentHeader:
             raise UnknownVersionError(self.version)
         if any(data[5:8]) or found != checksum(data[PREFIX.size : SEGMENT_HEADER_SIZE], 0):
             raise ValueError("the segment header's checksum does not hold")
-        self.salt, self.topic_id, self.base_offset, self.partition, self.leader_epoch = SEGMENT_BODY.unpack_from(data, PREFIX.size)
+        fields = SEGMENT_BODY.unpack_from(data, PREFIX.size)
+        self.salt, self.topic_id, self.base_offset, self.partition, self.leader_epoch, self.epoch_start = fields
 
 
 class UnknownVersionError(Exception):

@@ -48,11 +48,13 @@ def from_headers(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs
     entries: list[tuple[int, int]] = []
     for base in bases:
         try:
-            epoch = segment.read_header(fs, f"{directory}/{names.log(base)}").leader_epoch
+            header = segment.read_header(fs, f"{directory}/{names.log(base)}")
         except StorageError:
             continue  # a damaged header hides its epoch; the next one bounds it
-        if not entries or epoch > entries[-1][0]:
-            entries.append((epoch, base))
+        if not entries or header.leader_epoch > entries[-1][0]:
+            while entries and entries[-1][1] >= header.epoch_start:
+                entries.pop()  # an epoch without records: the next one at its start replaces it
+            entries.append((header.leader_epoch, header.epoch_start))
     return Epochs(entries)
 
 

@@ -50,7 +50,7 @@ from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSyste
 from streamlog._os.locks import PARTITION, SYNC, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
-from streamlog.errors import DiskFailedError, UnknownTopicOrPartitionError
+from streamlog.errors import DiskFailedError, StorageFullError, UnknownTopicOrPartitionError
 
 _FLAG = 2 * BELL + 1
 _OFFSET_SPAN = 2**31 - 1
@@ -121,7 +121,7 @@ class PartitionLog:
         self._halves, self._map = slot.halves, slot.map
         self._known_start, self._known_end = slot.known_start, slot.known_end
         self._fd = self._index_fd = self._inode = -1
-        self._salt = self.epoch = self.base_offset = self._reserved = 0
+        self._salt = self.epoch = self.epoch_start = self.base_offset = self._reserved = 0
         self._path = ""
         self.forget()
         self._looked = False  # this process has compared the slot with the files
@@ -260,7 +260,7 @@ class PartitionLog:
         old_fd, old_path, words = self._fd, self._path, self.words
         self._write_index_entry(offset, position)  # the closing entry: the sealed segment's largest timestamp
         salt = segment.new_salt()
-        header = fmt.seal_segment_header(salt, self.topic_id, offset, self.partition, self.epoch)
+        header = fmt.seal_segment_header(salt, self.topic_id, offset, self.partition, self.epoch, self.epoch_start)
         segment.create(self.fs, self.directory, header, offset)  # roll
         self.store_turn()
         old_index_fd, self._fd, self._index_fd = self._index_fd, -1, -1
@@ -368,7 +368,7 @@ class PartitionLog:
         found = self.fs.fstat(self._fd)
         self._inode, self._reserved = found.st_ino, found.st_size
         header = segment._checked_header(self.fs.pread(self._fd, SEGMENT_HEADER_SIZE, 0, self._path), self._path)
-        self._salt, self.epoch = header.salt, header.leader_epoch
+        self._salt, self.epoch, self.epoch_start = header.salt, header.leader_epoch, header.epoch_start
 
     def _open_index(self) -> None:
         """The active segment's index; begun anew where it is missing or another's (it is derived)."""
@@ -462,11 +462,21 @@ class PartitionLog:
         words, end = self.words, batch.base_offset + batch.count
         while True:
             synced = words[SYNCED]  # before the epoch (H30)
-            if words[EPOCH] != batch.epoch or words[FAILED]:
+            if words[FAILED]:
                 raise DiskFailedError(f"{self.name}: a sync failed before offset {end} was on the disk; open the cluster again")
-            if synced >= end:
+            if words[EPOCH] != batch.epoch:
+                under(self.lock, timeout, self._find_again, batch)
+            elif synced >= end:
                 return
-            under(self.sync_lock, timeout, self._sync, end, timeout)
+            else:
+                under(self.sync_lock, timeout, self._sync, end, timeout)
+
+    def _find_again(self, batch: Pending) -> None:
+        """The log went on in another epoch: a recovery has written the batch anew where it was, or it is gone."""
+        found = self._batch_at(batch.base_offset)
+        if found is None or found.count != batch.count or bytes(found.data[BATCH_HEADER_SIZE:]) != batch.columns:
+            raise DiskFailedError(f"{self.name}: offset {batch.base_offset} was cut away before it was on the disk")
+        batch.epoch = self.words[EPOCH]
 
     def sync(self, timeout: float) -> None:
         """Return once all that is published now is on the disk.  Raises like `wait_synced`."""
@@ -485,16 +495,15 @@ class PartitionLog:
             under(self.lock, timeout, self._recover_unknown_sync)
             return
         epoch, noted = words[EPOCH], words[HWM]
-        words[SYNCING] = self.pid
+        words[SYNCING] = self.pid  # stays up where a signal handler breaks the sync off: nobody has seen its outcome
         try:
             self._sync_files()
         except OSError as error:
             words[FAILED] = 1
             words[SYNCING] = 0
             raise DiskFailedError(f"sync of {self.name}: {error}; it refuses writes until the cluster is opened again") from error
-        except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt | SystemExit):
-                words[FAILED] = 1
+        except StorageFullError:
+            words[FAILED] = 1
             words[SYNCING] = 0
             raise
         under(self.lock, timeout, self._store_synced, noted, epoch)
@@ -567,7 +576,7 @@ def _describe(what: str, words: memoryview, word: int) -> str:
 def create(fs: FileSystem, directory: str, topic_id: bytes, partition: int) -> None:
     """Bring an empty partition into being, on the disk before this returns (the metadata record commits it)."""
     fs.mkdir(directory)
-    header = fmt.seal_segment_header(segment.new_salt(), topic_id, 0, partition, 0)
+    header = fmt.seal_segment_header(segment.new_salt(), topic_id, 0, partition, 0, 0)
     segment.create(fs, directory, header, 0, synced=True)
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from streamlog._log.partition import PartitionLog
 
@@ -100,17 +100,15 @@ def after_boot(log: PartitionLog) -> None:
     if not bases or headers[bases[0]] is None:
         raise DiskFailedError(f"{directory} has no readable first segment; {log.name} cannot be opened")
     epoch = max(header.leader_epoch for header in headers.values() if header) + 1
-    kept, end, tail = _whole(log, bases, headers)
-    for base in bases:
-        if base > end:
-            _remove(log, base)
+    kept, end, tail = _whole(log, _continuing(bases, headers), headers)
     _sync_kept(log, [base for base in kept if base != end])
-    salt = segment.new_salt()
-    header = fmt.seal_segment_header(salt, log.topic_id, end, log.partition, epoch)
-    segment.create(fs, directory, header, end, synced=True)
+    _begin_segment(log, end, epoch)  # before any is removed: their epochs would be forgotten with them
+    kept = [base for base in kept if base != end] + [end]
+    for base in bases:
+        if base not in kept:
+            _remove(log, base)
     if tail is not None and tail[0] != end:
         _cut_file(log, *tail)
-    kept = [base for base in kept if base != end] + [end]
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
@@ -140,6 +138,24 @@ def _header(log: PartitionLog, base: int) -> SegmentHeader | None:
         return None
     whole = (header.topic_id, header.partition, header.base_offset) == (log.topic_id, log.partition, base)
     return header if whole else None
+
+
+def _continuing(bases: list[int], headers: dict[int, SegmentHeader | None]) -> list[int]:
+    """The segments that are no leftovers of an older life of the log: one without a header, or of an epoch below an earlier one's, is."""
+    kept: list[int] = []
+    epoch = 0
+    for base in bases:
+        header = headers[base]
+        if header is not None and header.leader_epoch >= epoch:
+            epoch = header.leader_epoch
+            kept.append(base)
+    return kept
+
+
+def _begin_segment(log: PartitionLog, offset: int, epoch: int) -> None:
+    """Make an empty segment in a new epoch; it is on the disk, name included, before the epoch is used."""
+    header = fmt.seal_segment_header(segment.new_salt(), log.topic_id, offset, log.partition, epoch, offset)
+    segment.create(log.fs, log.directory, header, offset, synced=True)
 
 
 def _whole(
@@ -190,7 +206,8 @@ def after_death(log: PartitionLog) -> None:
     fs, directory, words = log.fs, log.directory, log.words
     hwm = words[HWM]
     bases = names.base_offsets(fs.listdir(directory))
-    kept = _joined(log, bases, hwm)
+    headers = {base: _header(log, base) for base in bases}
+    kept = [base for base in _continuing(bases, headers) if base <= hwm]
     for base in bases:
         if base not in kept:
             _remove(log, base)
@@ -203,78 +220,79 @@ def after_death(log: PartitionLog) -> None:
         raise CorruptRecordError(f"{view.path}: the log ends at {end}, below {hwm}", view.path, position, hwm, end, hwm)
     for at, batch in view.batches(position, end, _EVERYTHING, view.size):
         end, position = batch.next_offset, at + batch.length
+    if view.header.leader_epoch != words[EPOCH]:  # somebody died in a cut: its epoch may not be on the disk
+        _begin_segment(log, end, max(view.header.leader_epoch, words[EPOCH]) + 1)
+        view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
     _store_words(log, view, position, end)
     words[HWM] = end
     words[DIRTY] = 0
 
 
-def _joined(log: PartitionLog, bases: list[int], hwm: int) -> list[int]:
-    """The segments below or at the high watermark whose epochs do not fall; the others do not continue the log (H45)."""
-    kept: list[int] = []
-    epoch = 0
-    for base in bases:
-        header = _header(log, base)
-        if base > hwm or (header is not None and header.leader_epoch < epoch):
-            break
-        epoch = header.leader_epoch if header is not None else epoch
-        kept.append(base)
-    return kept
-
-
 def rewrite_unsynced(log: PartitionLog) -> None:
     """A sync failed, or its outcome died with its process: everything past the recovery point is written anew (H30).
 
-    Its pages are readable and may not be on the disk, and a later sync would not say so.  They are copied into a new segment,
-    written aside and synced; the rename commits.  The records, their offsets and their epoch stay, so that a reader that stands among
-    them neither repeats nor misses one; a death half-way leaves old and new segments that say the same, and `failed` up.
+    Its pages are readable and may not be on the disk, and a later sync would not say so.  They are copied into a new segment at a
+    raised epoch, written aside and synced; an empty segment at the log's end makes the epoch durable; the rename commits.  The copy's
+    header says that its epoch begins at the log's end, so that a reader that stands among the records neither repeats nor misses one.
     """
     fs, directory, words = log.fs, log.directory, log.words
     if words[DIRTY]:
         after_death(log)
     synced, end, bases = words[SYNCED], words[END], names.base_offsets(fs.listdir(directory))
-    epoch, salt = words[EPOCH], segment.new_salt()
-    temporary = f"{directory}/{names.log(synced)}.{process.pid()}{names.TEMPORARY}"
-    fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
-    try:
-        _copy(log, fd, temporary, bases, synced, end, salt, epoch)
-        fs.sync(fd, temporary)
-    finally:
-        fs.close(fd)
+    start, epoch = max(synced, bases[0]), words[EPOCH] + 1
+    temporary = f"{directory}/{names.log(start)}.{process.pid()}{names.TEMPORARY}"
+    if start < end:
+        _copy(log, temporary, bases, start, end, epoch)
     words[DIRTY] = log.pid
-    fs.replace(temporary, f"{directory}/{names.log(synced)}")
+    _begin_segment(log, end, epoch)
+    if start < end:
+        fs.replace(temporary, f"{directory}/{names.log(start)}")
+    kept = [base for base in bases if base < start] + sorted({start, end})
     for base in bases:
-        if base > synced:
+        if base not in kept:
             _remove(log, base)
     fs.sync_dir(directory)
+    epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
-    view = SegmentView(fs, directory, synced)
-    _store_words(log, view, fs.stat(view.path).st_size, end)
+    _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
     words[SYNCED] = end
     words[SYNCING] = words[FAILED] = 0
     words[DIRTY] = 0
 
 
-def _copy(log: PartitionLog, fd: int, path: str, bases: list[int], start: int, end: int, salt: int, epoch: int) -> None:
-    """Write a segment that holds the batches of [start, end), sealed with another salt."""
-    pieces = [fmt.seal_segment_header(salt, log.topic_id, start, log.partition, epoch)]
-    position = size = 0
+def _copy(log: PartitionLog, path: str, bases: list[int], start: int, end: int, epoch: int) -> None:
+    """Write and sync a segment that holds the batches of [start, end), sealed with another salt and epoch."""
+    fd = log.fs.open(path, O_RDWR | O_CREAT | O_TRUNC)
+    try:
+        salt = segment.new_salt()
+        pieces = [fmt.seal_segment_header(salt, log.topic_id, start, log.partition, epoch, end)]
+        position = size = 0
+        for batch in _batches(log, bases, start, end):
+            pieces.append(fmt.reseal(bytes(batch.data), salt, epoch))
+            size += batch.length
+            if size >= _COPY:
+                data = b"".join(pieces)
+                log.fs.pwritev(fd, (data,), position, path)
+                position, pieces, size = position + len(data), [], 0
+        log.fs.pwritev(fd, (b"".join(pieces),), position, path)
+        log.fs.sync(fd, path)
+    finally:
+        log.fs.close(fd)
+
+
+def _batches(log: PartitionLog, bases: list[int], start: int, end: int) -> Iterator[fmt.Batch]:
+    """The batches of [start, end).  Raises CorruptRecordError where one is not whole."""
     for base, limit in zip(bases, [*bases[1:], end]):
         if limit <= start or base >= end:
             continue
         view = SegmentView(log.fs, log.directory, base)
         at, offset = view.find(max(start, base), view.size)
         for _, batch in view.batches(at, offset, min(limit, end), view.size):
-            pieces.append(fmt.reseal(bytes(batch.data), salt))
-            size += batch.length
+            yield batch
             offset = batch.next_offset
-            if size >= _COPY:
-                data = b"".join(pieces)
-                log.fs.pwritev(fd, (data,), position, path)
-                position, pieces, size = position + len(data), [], 0
         if offset < min(limit, end):
             raise CorruptRecordError(f"{view.path}: no whole batch at offset {offset}", view.path, 0, offset, None, min(limit, end))
-    log.fs.pwritev(fd, (b"".join(pieces),), position, path)
 
 
 def refuse(log: PartitionLog) -> None:

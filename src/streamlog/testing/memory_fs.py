@@ -77,10 +77,14 @@ class MemoryFileSystem(LocalFileSystem):
         os.makedirs(target)
         contents = {inode: self._after_crash(inode, fd, chance) for inode, fd in self._held.items()}
         self._rebuild(self.root, target, contents, chance)
+        self.end()
+        return MemoryFileSystem(target, self._boot + 1)
+
+    def end(self) -> None:
+        """Let go of the files."""
         for fd in self._held.values():
             os.close(fd)
         self._held.clear()
-        return MemoryFileSystem(target, self._boot + 1)
 
     def _after_crash(self, inode: Inode, fd: int, chance: random.Random) -> bytes:
         old, new = self._synced.get(inode, b""), _content(fd)
