@@ -55,7 +55,6 @@ BREAKS = {  # rule: the shortest instance that breaks without it
     "rewrite-epoch-start": "failed sync, reader",
     "rewrite-epoch-first": "failed sync, 2 power cuts",
     "rewrite-mark": "failed sync, killed rewrite",
-    "rewrite-drop": "failed sync, reader",
     "rewrite-turn": "failed sync, reader",
     "failed-cleared-last": "failed sync, killed rewrite",
     "dirty-epoch": "cut, kill, power cut",
@@ -63,6 +62,7 @@ BREAKS = {  # rule: the shortest instance that breaks without it
     "stale-skipped": "2 failed syncs",
     "boot-segment-before-drop": "failed sync, 2 power cuts",
 }
+NOT_SHOWN = {"rewrite-drop"}  # what it leaves behind says the same, and is passed over: tidiness, as far as the model sees
 LONG_BREAKS = ("rewrite-epoch", "stale-skipped")
 LONG = bool(os.environ.get("STREAMLOG_LONG"))
 slow = (pytest.mark.slow, pytest.mark.skipif(not LONG, reason="STREAMLOG_LONG=1 runs it"))
@@ -91,7 +91,8 @@ def test_breaks_without_rule(rule: str) -> None:
 
 
 def test_every_rule_is_tried() -> None:
-    assert BREAKS.keys() == append.RULES.keys()
+    assert BREAKS.keys() | NOT_SHOWN == append.RULES.keys()
+    assert not BREAKS.keys() & NOT_SHOWN
 
 
 def test_breaks_with_a_cut_after_a_kill() -> None:
