@@ -187,7 +187,7 @@ def main() -> int:
     except streamlog.StreamlogError as error:
         raise SystemExit(str(error)) from None
     show(totals)
-    look = f"look at it with: streamlog --location {args.location} topics describe"
+    look = f"look at it with: {sys.executable} -m streamlog --location {args.location} topics describe"
     print(rate(reports, "producer"), rate(reports, "consumer"), look, sep="\n")
     if totals != expected_totals():
         print("WRONG: pandas counts something else", file=sys.stderr)

@@ -14,7 +14,7 @@ A **cluster** is a directory that any number of processes have open at once; eac
 has **partitions**; a partition is a log of records, each with an **offset**, kept in **segment** files.
 
 Durability: under "os" (the default) an acknowledged record survives the death of any process, and may be lost at a power cut; under
-"fsync" it is on the disk.  Limits: a record of 1 MiB, a batch of 2 GiB, 10,000 partitions a topic.  Local file systems only.  After
+"fsync" it is on the disk.  Limits: a record and a batch of 1 MiB unless configured, 10,000 partitions a topic.  Local file systems only.  After
 `fork` a cluster opens itself again in the child; producers and consumers belong to the process that made them.  Columns that
 `poll_batches` returns stay valid as long as they are held.
 """

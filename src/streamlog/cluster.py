@@ -56,7 +56,7 @@ def open(  # noqa: A001  (streamlog.open is the contract)
             create: False refuses a directory that is not a cluster yet.
             brokers: 1; more come with replication.
             unsafe_filesystem: open on a file system whose locks or mappings are not shared (from one process only).
-            options: of the cluster as a whole (see ClusterConfig), stored at its creation.
+            options: of the cluster as a whole (`help(streamlog.config.ClusterConfig)` lists them), stored at its creation.
     Raises: NotAClusterError, UnsupportedFormatError, UnsupportedFileSystemError, ConfigurationError, PermissionError,
             StreamlogTimeoutError.
     """
@@ -339,7 +339,10 @@ class Cluster:
     # ---- producers and consumers -------------------------------------------------------------------------------------------
 
     def producer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Producer:
-        """A new producer; options as keyword arguments, or a mapping with Kafka's dotted names (see ProducerConfig)."""
+        """A new producer; options as keyword arguments, or a mapping with Kafka's dotted names.
+
+        `help(streamlog.config.ProducerConfig)` lists them.
+        """
         from streamlog.config import ProducerConfig
         from streamlog.producer import Producer
 
@@ -348,7 +351,7 @@ class Cluster:
         return made
 
     def consumer(self, *topics: str, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
-        """A new consumer, subscribed to all partitions of `topics` if any are given (see ConsumerConfig)."""
+        """A new consumer, subscribed to all partitions of `topics` if any are given (`help(streamlog.config.ConsumerConfig)` lists them)."""
         from streamlog.config import ConsumerConfig
         from streamlog.consumer import Consumer
 

@@ -97,6 +97,17 @@ def serde(doc: str) -> Any:
     return Field(check, None, doc)
 
 
+def absent(default: Any, feature: str) -> Any:
+    """An option of Kafka's whose feature this version does not have: it can only be left at its default."""
+
+    def check(name: str, value: Any) -> Any:
+        if value != default or type(value) is not type(default):
+            raise InvalidConfigError(f"{name}={value!r}: {feature} not in this version; leave {name} out")
+        return value
+
+    return Field(check, default, f"Only {default!r}: {feature} not in this version.")
+
+
 def reset_policy(default: str, doc: str) -> Any:
     """Kafka's reset policies: "earliest", "latest", "none" or "by_duration:" and an ISO 8601 duration."""
 
@@ -133,6 +144,8 @@ class Config:
 
     def __init_subclass__(cls) -> None:
         cls.fields = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+        lines = [f"    {name} = {field.default!r}: {field.doc}" for name, field in cls.fields.items()]
+        cls.__doc__ = "\n".join([cls.__doc__ or "", "", *lines])  # what `help` shows
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         values = {name: field.default for name, field in self.fields.items()}
@@ -194,8 +207,8 @@ class TopicConfig(Config):
         "CreateTime", ["CreateTime"], "Who gives records their timestamps.", later=["LogAppendTime"]
     )
     min_insync_replicas: int = number(1, 1, INT32_MAX, 'Replicas that must be in sync for acks="all".')
-    retention_bytes: int = number(-1, -1, -1, "Bytes to keep of a partition; -1: all (the one value of this version).")
-    retention_ms: int = number(-1, -1, -1, "Age up to which records are kept (ms); -1: for ever (the one value of this version).")
+    retention_bytes: int = absent(-1, "retention is")
+    retention_ms: int = absent(-1, "retention is")
     segment_bytes: int = number(64 << 20, 4096, INT32_MAX, "A segment is closed before it grows beyond this (bytes).")
     segment_ms: int = number(604_800_000, 1, INT64_MAX, "A segment is closed when it spans more event time than this (ms).")
 
@@ -212,7 +225,7 @@ class ProducerConfig(Config):
     )
     delivery_timeout_ms: int = number(120_000, 1, INT32_MAX, "A record not written so long after its send has failed (ms).")
     durability: str = choice("os", ["os", "fsync"], 'Acknowledged when the kernel has it ("os") or the disk ("fsync").')
-    enable_idempotence: bool = choice(False, [False], "Drop duplicates of retries.", later=[True])
+    enable_idempotence: bool = absent(False, "idempotence is")
     key_hash: str = choice("xxh3", ["xxh3"], "Hash that gives a key its partition.", later=["murmur2", "crc32", "fnv1a"])
     key_serializer: Any = serde("Callable or name that turns keys into bytes.")
     linger_ms: int = number(5, 0, INT32_MAX, "How long a batch waits for more records (ms); 0: each send writes.")
@@ -222,7 +235,7 @@ class ProducerConfig(Config):
     partitioner_ignore_keys: bool = boolean(False, "Spread keyed records like unkeyed ones.")
     retries: int = number(INT32_MAX, 0, INT32_MAX, "How often a write that may yet succeed is tried again.")
     retry_backoff_ms: int = number(100, 0, INT32_MAX, "First pause between tries (ms); doubles up to 1 s.")
-    transactional_id: None = choice(None, [None], "Name of a transactional producer.")
+    transactional_id: None = absent(None, "transactions are")
     value_serializer: Any = serde("Callable or name that turns values into bytes.")
     max_in_flight_requests_per_connection: int = number(5, 1, INT32_MAX, "Without effect: no network.", effective=False)
     metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
@@ -245,7 +258,11 @@ class ConsumerConfig(Config):
     fetch_max_wait_ms: int = number(500, 0, INT32_MAX, "How long a poll waits for `fetch_min_bytes` (ms).")
     fetch_min_bytes: int = number(1, 1, INT32_MAX, "A waiting poll returns once so many bytes are there.")
     fetch_spin_us: int = number(0, 0, 1_000_000, "Look at the log this long before sleeping (µs); costs a core, saves a wake-up.")
-    group_id: None = choice(None, [None], "Consumer group.")
+    enable_auto_commit: bool = absent(True, "consumer groups are")
+    group_id: None = absent(None, "consumer groups are")
+    group_instance_id: None = absent(None, "consumer groups are")
+    partition_assignment_strategy: str = absent("cooperative-sticky", "consumer groups are")
+    session_timeout_ms: int = absent(45_000, "consumer groups are")
     isolation_level: str = choice(
         "read_uncommitted", ["read_uncommitted", "read_committed"], "Whether records of open transactions are shown."
     )

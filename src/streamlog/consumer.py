@@ -35,7 +35,7 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
     WakeupError,
 )
-from streamlog.record_batch import RecordBatch, to_records
+from streamlog.record_batch import RecordBatch, deserialized, to_records
 from streamlog.topic import beginning_offset, end_offset, offset_for_time
 from streamlog.types import OffsetAndTimestamp, Record, TopicPartition
 
@@ -49,7 +49,7 @@ class Cursor:
     was read and not returned yet.
     """
 
-    __slots__ = ("at", "batch", "log", "paused", "position", "reader", "records", "reset", "topic_id", "tp")
+    __slots__ = ("at", "batch", "log", "paused", "position", "reader", "records", "reset", "stops_at", "topic_id", "tp")
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
         self.tp, self.topic_id, self.log, self.reset = tp, topic_id, log, reset
@@ -60,6 +60,7 @@ class Cursor:
 
     def drop(self) -> None:
         """Forget what was read ahead."""
+        self.stops_at = -1  # a record in `batch` that a deserializer refused: the next call begins, and fails, there
         self.batch: Batch | None = None
         self.records: list[Record] = []
         self.at = 0
@@ -149,7 +150,7 @@ class Consumer:
         try:
             if self._assigned_by_hand:
                 raise InvalidStateError("subscribe and assign exclude each other: call unsubscribe() first")
-            names = _listed("topics", topics)
+            names = [topic.name if hasattr(topic, "_topic_id") else topic for topic in _listed("topics", topics)]
             for name in names:
                 if not isinstance(name, str):
                     raise UnknownTopicOrPartitionError(f"{name!r} is not a topic's name")
@@ -251,7 +252,8 @@ class Consumer:
         """The next records, at most `max_records` (`max_poll_records`), waiting up to `timeout_ms` for the first.
 
         Raises: CorruptRecordError (`seek` to its `next_offset` to go on), UnknownTopicOrPartitionError (deleted), WakeupError,
-        NoOffsetForPartitionError and OffsetOutOfRangeError (`auto_offset_reset="none"`), SerializationError.
+        NoOffsetForPartitionError and OffsetOutOfRangeError (`auto_offset_reset="none"`), SerializationError (a deserializer failed: the records
+        before it were returned; `seek` to its `next_offset` to pass over it), InvalidStateError (nothing is subscribed or assigned).
         """
         self._enter()
         try:
@@ -302,6 +304,8 @@ class Consumer:
         return rotation
 
     def _look_around(self) -> None:
+        if not self._rotation and not self._subscribed and self._pattern is None and not self._assigned_by_hand:
+            raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
         if self._woken:
             self._woken = False
             raise WakeupError("wakeup() was called")
@@ -381,7 +385,7 @@ class Consumer:
                 self._decode(cursor, batch)
                 size += batch.length
             left = limit - len(records)
-            at, found = cursor.at, cursor.records
+            at, found, stops_at = cursor.at, cursor.records, cursor.stops_at
             if at == 0 and len(found) <= left:
                 records += found
                 cursor.drop()
@@ -391,6 +395,9 @@ class Consumer:
                 if cursor.at >= len(found):
                     cursor.drop()
             cursor.position = found[cursor.at].offset if cursor.records else self._after(cursor)
+            if stops_at >= 0 and not cursor.records:
+                cursor.move(stops_at)
+                return
 
     @staticmethod
     def _after(cursor: Cursor) -> int:
@@ -400,7 +407,7 @@ class Consumer:
     def _decode(self, cursor: Cursor, batch: Batch) -> None:
         config, tp = self.config, cursor.tp
         try:
-            found = to_records(batch, tp.topic, tp.partition, config.key_deserializer, config.value_deserializer)
+            found = to_records(batch, tp.topic, tp.partition)
         except ValueError as error:  # only where check_crcs=False let damage through
             cursor.drop()
             message = f"offset {batch.base_offset} of {cursor.log.name}: {error}; next readable: {batch.next_offset}"
@@ -410,6 +417,14 @@ class Consumer:
         assert position is not None
         if batch.base_offset < position:
             found = [record for record in found if record.offset >= position]
+        if config.key_deserializer is not None or config.value_deserializer is not None:
+            found, refused = deserialized(found, config.key_deserializer, config.value_deserializer)
+            if refused is not None:
+                if not found:
+                    cursor.move(position)
+                    raise refused
+                cursor.records, cursor.at, cursor.stops_at = found, 0, refused.offset
+                return
         cursor.records, cursor.at = found, 0
         if not found:
             cursor.drop()

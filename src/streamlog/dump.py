@@ -98,11 +98,11 @@ def _segment(file: _FileDump) -> None:
         if len(data) < SEGMENT_HEADER_SIZE:
             return
         file.line("going on with the header's fields as they stand; if its salt is damaged no checksum below will hold")
-    salt, topic_id, base_offset, partition, epoch = fmt.SEGMENT_BODY.unpack_from(data, fmt.PREFIX.size)
+    salt, topic_id, base_offset, partition, epoch, epoch_start = fmt.SEGMENT_BODY.unpack_from(data, fmt.PREFIX.size)
     kind = "segment of the metadata log" if topic_id == METADATA_TOPIC_ID else "segment"
     file.line(
         f"{kind}: version {data[4]} topic {topic_id.hex()} partition {partition} base offset {base_offset} "
-        f"leader epoch {epoch} salt {salt:#018x} {len(data)} bytes"
+        f"leader epoch {epoch} from {epoch_start} salt {salt:#018x} {len(data)} bytes"
     )
     for named in names.base_offsets([file.name]):
         if named != base_offset:
@@ -190,7 +190,7 @@ def _records(file: _FileDump, batch: Batch, metadata: bool) -> None:
     for column in (columns.keys, columns.values, columns.headers):
         if column is not None:
             column.check()
-    for record in to_records(batch, "", 0, None, None):
+    for record in to_records(batch, "", 0):
         if metadata:
             file.line(f"    {record.offset}: {_metadata_record(record.value)}")
         else:

@@ -88,7 +88,14 @@ class RecordTooLargeError(DataError):
 
 
 class SerializationError(DataError):
-    """A key, value or header that is not bytes and has no serializer, or a serializer or deserializer that failed."""
+    """A key, value or header that is not bytes and has no serializer, or a serializer or deserializer that failed.
+
+    Where a deserializer failed, `topic`, `partition`, `offset` and `next_offset` say on which record: `seek` to the last to pass over it.
+    """
+
+    def __init__(self, message: str, topic: str = "", partition: int = -1, offset: int = -1) -> None:
+        super().__init__(message)
+        self.topic, self.partition, self.offset, self.next_offset = topic, partition, offset, offset + 1
 
 
 class InvalidTimestampError(DataError):

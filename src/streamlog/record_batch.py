@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import repeat
-from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ class RecordBatch:
         return _headers(self.columns.headers, self._batch.count)[self._skip :]
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(to_records(self._batch, self.topic, self.partition, None, None)[self._skip :])
+        return iter(to_records(self._batch, self.topic, self.partition)[self._skip :])
 
 
 def _headers(column: fmt.BytesColumn | None, count: int) -> list[tuple[tuple[str, bytes | None], ...]]:
@@ -176,17 +175,11 @@ def _headers(column: fmt.BytesColumn | None, count: int) -> list[tuple[tuple[str
     return [() if packed is None else tuple(map(tuple, msgpack.unpackb(packed))) for packed in column.to_list()]
 
 
-def to_records(
-    batch: Batch, topic: str, partition: int, key: Callable[[Any], Any] | None, value: Callable[[Any], Any] | None
-) -> list[Record]:
-    """All records of a batch; `key` and `value` are deserializers.  One pass a column, at C level."""
+def to_records(batch: Batch, topic: str, partition: int) -> list[Record]:
+    """All records of a batch, keys and values as bytes.  One pass a column, at C level."""
     columns, count = batch.columns(), batch.count
     keys: Sequence[Any] | repeat[None] = repeat(None) if columns.keys is None else columns.keys.to_list()
     values: Sequence[Any] | repeat[None] = repeat(None) if columns.values is None else columns.values.to_list()
-    if key is not None and columns.keys is not None:
-        keys = _deserialized("key", key, columns.keys.to_list(), batch, topic, partition)
-    if value is not None and columns.values is not None:
-        values = _deserialized("value", value, columns.values.to_list(), batch, topic, partition)
     timestamps: Any = repeat(batch.base_timestamp) if columns.timestamps is None else columns.timestamps.tolist()
     headers: Any = repeat(()) if columns.headers is None else _headers(columns.headers, count)
     rows = zip(
@@ -196,17 +189,24 @@ def to_records(
     return list(map(_record, rows))
 
 
-def _deserialized(
-    what: str, deserialize: Callable[[Any], Any], column: list[Any], batch: Batch, topic: str, partition: int
-) -> list[Any]:
-    done: list[Any] = []
-    try:
-        for given in column:
-            done.append(None if given is None else deserialize(given))
-    except Exception as error:
-        offset = batch.offsets()[len(done)]
-        raise SerializationError(f"{what}_deserializer failed on offset {offset} of {topic}-{partition}: {error!r}") from error
-    return done
-
-
-offset_of = itemgetter(2)
+def deserialized(
+    records: list[Record], key: Callable[[Any], Any] | None, value: Callable[[Any], Any] | None
+) -> tuple[list[Record], SerializationError | None]:
+    """The records with keys and values as objects, up to the first that a deserializer refuses, and its error."""
+    done: list[Record] = []
+    for record in records:
+        what = "key"
+        try:
+            if key is not None and record.key is not None:
+                record = record._replace(key=key(record.key))
+            what = "value"
+            if value is not None and record.value is not None:
+                record = record._replace(value=value(record.value))
+        except Exception as error:
+            place = f"offset {record.offset} of {record.topic}-{record.partition}"
+            message = f"{what}_deserializer failed on {place}: {error!r}; seek to {record.offset + 1} to pass over it"
+            refused = SerializationError(message, record.topic, record.partition, record.offset)
+            refused.__cause__ = error
+            return done, refused
+        done.append(record)
+    return done, None

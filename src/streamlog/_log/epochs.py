@@ -27,7 +27,7 @@ class Epochs:
 
     def end_offset_for(self, epoch: int, log_end: int) -> int:
         """Where an epoch ended: the start of the next higher one, or the log's end (org.apache.kafka's LeaderEpochFileCache)."""
-        return next((start for number, start in self.entries if number > epoch), log_end)
+        return min((start for number, start in self.entries if number > epoch), default=log_end)
 
 
 def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:

@@ -386,7 +386,7 @@ class PartitionLog:
     def _learn(self) -> None:
         """What the slot says now is what this process knows."""
         self.epoch = self.words[EPOCH]
-        self._known = bytes(self._map[self._known_start : self._known_end - 8]) + bytes(8)  # with the mark down
+        self._known = bytes(self._map[self._known_start : self._known_end - 16]) + bytes(16)  # with `failed` and the mark down
 
     def look_again(self) -> None:
         """For readers whose segment is not there: with nobody inside, what the directory shows is what counts.  Under the lock."""
