@@ -19,6 +19,7 @@ from collections import deque
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import FrameType
     from typing import Any
 
     from streamlog.config import ProducerConfig
@@ -132,7 +133,7 @@ class Producer:
             value = to_bytes("value", value, self._serialize_value)
         if key is None:
             size = _RECORD_BYTES if value is None else len(value) + _RECORD_BYTES
-            if not self._busy:
+            if not self._busy and not self._aside:
                 with self._lock:
                     self._busy = True
                     try:
@@ -150,7 +151,7 @@ class Producer:
             if type(key) is not bytes or self._serialize_key is not None:
                 key = to_bytes("key", key, self._serialize_key)
             size = len(key) + (2 * _RECORD_BYTES if value is None else len(value) + 2 * _RECORD_BYTES)
-            if self._keyed and not self._busy:
+            if self._keyed and not self._busy and not self._aside:
                 lane = target.lanes[(_hash(key) & 0x7FFFFFFF) % target.count]
                 with self._lock:
                     self._busy = True
@@ -195,6 +196,8 @@ class Producer:
         while True:
             if self._busy and self._is_inside():
                 return self._send_aside(target, row, partition, on_delivery, size)
+            if self._aside:  # sent earlier, maybe by this thread: it goes first
+                self._route_aside()
             full = None
             with self._lock:
                 self._busy = True
@@ -279,7 +282,9 @@ class Producer:
 
         Looked at only where somebody is inside.  A callback that sends is taken for one too: its record goes aside for no time.
         """
-        frame = sys._getframe(1).f_back  # the caller's caller: whoever asks is not inside yet
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_locals.get("self") is self:
+            frame = frame.f_back  # the call that asks is not inside yet
         while frame is not None:
             if frame.f_code in _LOCKING and frame.f_locals.get("self") is self:
                 return True

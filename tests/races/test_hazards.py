@@ -296,13 +296,14 @@ def test_h14_exceptions_from_signal_handlers_leak_no_lock(place: Path) -> None:
             raise Bombed
 
         signal.signal(signal.SIGALRM, handler)
-        hits, deadline = 0, time.monotonic() + 3
+        hits, rounds, deadline = 0, 0, time.monotonic() + 3
         acknowledged: list[bytes] = []
         read: list[bytes] = []
         while time.monotonic() < deadline:
+            rounds += 1
             value = b"%d" % len(acknowledged)
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.00002 + (hits % 97) * 0.000003)
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 + (rounds % 97) * 0.000003)
                 producer.send("t", value).result(10)
                 acknowledged.append(value)
                 read += [record.value for record in consumer.poll()]
