@@ -626,7 +626,7 @@ class Producer:
         lane = batch.lane
         if self._forked:
             self._check_open()
-        if lane.turn.locked() and lane.holder == get_ident():
+        if lane.is_own_turn():
             raise InvalidStateError(f"{lane.name}: called from inside this thread's own append, by a callback or a signal handler")
         left = deadline - monotonic()
         if left <= 0:
@@ -653,7 +653,7 @@ class Producer:
         if self._closed_reason:
             return
         check_timeout(timeout)
-        if any(lane.turn.locked() and lane.holder == get_ident() for lane in list(self._active)):
+        if any(lane.is_own_turn() for lane in list(self._active)):
             self._closed_reason, self._targets = "close() was called", {}
             return  # a signal handler inside this thread's own append, which goes on after it, or at exit
         try:

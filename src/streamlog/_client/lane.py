@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import weakref
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
 
 TYPE_CHECKING = False
@@ -36,6 +36,10 @@ class Lane:
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1
         self.tries, self.failed_at = 0, 0.0
         self.trouble: BaseException | None = None  # the last error that may yet go away
+
+    def is_own_turn(self) -> bool:
+        """Whether this thread is appending the queue: a callback or a signal handler asks, and must not wait for itself."""
+        return self.turn.locked() and self.holder == get_ident()
 
 
 class Target:

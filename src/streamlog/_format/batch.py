@@ -77,7 +77,6 @@ assert SEGMENT_HEADER_SIZE == 64  # 16 + 8 + 16 + 8 + 4 + 4 + 8
 assert BATCH_HEADER_SIZE == BATCH.size == 80  # 16 + 8 + 6 * 4 - 8 + 3 * 8 + 4 + 2 + 2 + 4 + 4
 
 NO_PRODUCER = (-1, -1, -1)  # producer id, base sequence, producer epoch
-MAX_COLUMN_BYTES = 2**31 - 1
 
 # Attributes (u32): bits 0-6 are Kafka's
 LOG_APPEND_TIME = 1 << 3  # (0-2 codec, 4 transactional, 5 control, 6 delete horizon: not in this version)

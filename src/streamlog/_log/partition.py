@@ -9,10 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import partial
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
@@ -249,11 +245,11 @@ class PartitionLog:
 
     def catch_up(self, timeout: float) -> None:
         """Adopt what a process that died here left above the high watermark, so that whoever decides next knows of it."""
-        under(self.lock, timeout, self._catch_up)
+        under(self.lock, timeout, self._settle_if_changed, for_append=True)
 
-    def _catch_up(self) -> None:
+    def _settle_if_changed(self, *, for_append: bool) -> None:
         if self._map[self._known_start : self._known_end] != self._known:
-            self.settle(for_append=True)
+            self.settle(for_append=for_append)
 
     def _roll(self, offset: int, position: int) -> None:
         """Go on in a new segment: its name, then `turn`, then segment and position."""
@@ -267,9 +263,7 @@ class PartitionLog:
         try:
             self._open_active(offset)
         finally:
-            for fd in (old_index_fd, old_fd):
-                if fd != old_fd:
-                    self.fs.close(fd)
+            self.fs.close(old_index_fd)
         words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
@@ -391,8 +385,7 @@ class PartitionLog:
     def look_again(self) -> None:
         """For readers whose segment is not there: with nobody inside, what the directory shows is what counts.  Under the lock."""
         self._listing = (-1, [])
-        if self._map[self._known_start : self._known_end] != self._known:
-            self.settle(for_append=False)
+        self._settle_if_changed(for_append=False)
 
     def ensure_valid(self, timeout: float) -> None:
         """For readers: recover the log if nobody has since the boot, so that the slot counts."""
@@ -578,8 +571,3 @@ def create(fs: FileSystem, directory: str, topic_id: bytes, partition: int) -> N
     fs.mkdir(directory)
     header = fmt.seal_segment_header(segment.new_salt(), topic_id, 0, partition, 0, 0)
     segment.create(fs, directory, header, 0, synced=True)
-
-
-def sort_by_name(logs: Sequence[PartitionLog]) -> list[PartitionLog]:
-    """The order in which several partitions' locks are taken."""
-    return sorted(logs, key=lambda log: (log.topic, log.partition))

@@ -73,13 +73,18 @@ class LogReader:
         view, position = self._view, self.position
         assert view is not None
         try:
-            batch = view.batch(position, self._published(), verify=self.verify)
-            if not batch.base_offset <= self.offset < batch.next_offset:
-                raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
+            batch = self._batch(view, position, verify=self.verify)
         except (ValueError, UnknownVersionError):
             batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
         offset, after, epoch = batch.next_offset, position + batch.length, batch.leader_epoch
         self.offset, self.position, self.epoch = offset, after, epoch  # together, whatever a signal handler raises
+        return batch
+
+    def _batch(self, view: SegmentView, position: int, *, verify: bool) -> Batch:
+        """The batch at `position`, which has to hold `offset`.  Raises ValueError, UnknownVersionError."""
+        batch = view.batch(position, self._published(), verify=verify)
+        if not batch.base_offset <= self.offset < batch.next_offset:
+            raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
         return batch
 
     def _published(self) -> int:
@@ -94,10 +99,7 @@ class LogReader:
         """Under the lock: what still does not hold is damage."""
         view.checked = view.checked_from = 0
         try:
-            batch = view.batch(position, self._published())
-            if not batch.base_offset <= self.offset < batch.next_offset:
-                raise ValueError(f"base offset {batch.base_offset}, {self.offset} is wanted")
-            return batch
+            return self._batch(view, position, verify=True)
         except (ValueError, UnknownVersionError) as error:
             end = min(self._published(), view.size)
             beyond = view.after_damage(position, self.offset, end)

@@ -110,11 +110,6 @@ class ByteLock:
         self.take, self.give = _range(fcntl.F_WRLCK, index), _range(fcntl.F_UNLCK, index)
         self.describe = describe  # says which lock it is and who holds it, for the error of a wait that ended
 
-    def renew(self) -> None:
-        """In a forked child: a thread lock that nobody holds."""
-        thread_lock = allocate_lock()
-        self.acquire, self.release = thread_lock.acquire, thread_lock.release
-
 
 _AT_ONCE = (False,)
 inside: set[int] = set()
@@ -146,14 +141,6 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
                     _held_fcntl(lock.file.fd, _SETLK, lock.give)
                 finally:
                     lock.release()
-
-
-def try_under(lock: ByteLock, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-    """Like `under`, but answers None at once where the lock is taken."""
-    try:
-        return under(lock, 0.0, function, *args, **kwargs)
-    except StreamlogTimeoutError:
-        return None
 
 
 def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:

@@ -67,7 +67,6 @@ class Home:
     def __init__(self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool) -> None:
         self.fs, self.path, self._reserve = fs, path, reserve
         self.closed = ""
-        self._pid = process.pid()
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
