@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
+    from streamlog._client.groups import Groups
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
+    from streamlog.types import GroupDescription, GroupListing, OffsetAndMetadata, TopicPartition
 
 from streamlog._format import names
-from streamlog._log import partition as partition_log
-from streamlog._log import segment
 from streamlog._log.partition import PartitionLog
 from streamlog._os import files, process
 from streamlog._os.files import LOCAL, FileSystem
 from streamlog._os.locks import LockFile
+from streamlog._replica import topics as topic_admin
 from streamlog._replica.home import FORMAT_VERSION, Home
-from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.errors import (
@@ -31,10 +31,6 @@ from streamlog.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
-    StorageError,
-    StreamlogTimeoutError,
-    TopicAlreadyExistsError,
-    UnknownTopicOrPartitionError,
 )
 from streamlog.topic import Topic
 from streamlog.types import ClusterDescription
@@ -130,6 +126,7 @@ class Cluster:
         self._children: weakref.WeakSet[Producer | Consumer] = weakref.WeakSet()
         self._closed = False
         self._home_of_process: Home | None = None
+        self._groups_of_home: Groups | None = None
         self._enter(create)
 
     def _enter(self, create: bool) -> None:
@@ -195,53 +192,12 @@ class Cluster:
         if isinstance(replication_factor, bool) or replication_factor != 1:
             raise InvalidReplicationFactorError(f"replication_factor={replication_factor!r}: the cluster has 1 broker")
         config = TopicConfig(topic_config).items()
+        if config["cleanup_policy"] != "delete":
+            raise InvalidConfigError(f"cleanup_policy={config['cleanup_policy']!r}: compaction is not in this version; leave cleanup_policy out")
         overrides = {key.replace(".", "_"): config[key.replace(".", "_")] for key in topic_config}
-        home, metadata = self._home, self._refreshed()
-        if not (exist_ok and name in metadata.topics):
-            topic_id = process.random_bytes(16)
-
-            def decide() -> list[list[Any]]:
-                if name in metadata.topics:
-                    if exist_ok:
-                        return []
-                    raise TopicAlreadyExistsError(f"there is a topic {name!r}")
-                self._check_collision(name, metadata)
-                for number in range(partitions):
-                    self._make_partition(name, topic_id, number)
-                self._fs.sync_dir(f"{home.path}/{names.broker(0)}")
-                return [["TopicRecord", name, topic_id, partitions, overrides]]
-
-            metadata.write(self.timeout, decide, lambda: self._initialise(metadata.by_id.get(topic_id), 0))
+        self._refreshed()
+        topic_admin.create(self._home, name, partitions, overrides, exist_ok=exist_ok, timeout=self.timeout)
         return self.topic(name)
-
-    def _initialise(self, topic: TopicMetadata | None, first: int) -> None:
-        """Fill the slots of partitions just made, and let their files go."""
-        if topic is not None:
-            home = self._home
-            in_use = topic.topic_id in home._topics
-            for number in range(first, topic.partitions):
-                home.log(topic, number, self.timeout).initialise(self.timeout)
-            if not in_use:
-                home.release_topic(topic.topic_id)
-
-    def _check_collision(self, name: str, metadata: Metadata) -> None:
-        key = names.collision_key(name)
-        for other in metadata.topics:
-            if names.collision_key(other) == key:
-                raise InvalidTopicError(f"{name!r} collides with topic {other!r}: they differ only in '.' and '_'")
-
-    def _make_partition(self, name: str, topic_id: bytes, number: int) -> None:
-        directory = self._home.directory(name, number)
-        if files.exists(directory):  # of a topic whose creation or deletion was cut short
-            self._discard(directory, names.deleted(name, number, process.random_bytes(16)))
-        partition_log.create(self._fs, directory, topic_id, number)
-        files.take_owner(directory, self._home.path)
-
-    def _discard(self, directory: str, new_name: str) -> None:
-        """Take a partition's directory out of the way, then remove it.  Readers that have it mapped go on reading."""
-        target = f"{directory.rpartition('/')[0]}/{new_name}"
-        self._fs.replace(directory, target)
-        files.remove_directory(self._fs, target)
 
     def topic(self, name: str, *, key: Any = None, value: Any = None) -> Topic:
         """A handle of a topic; `key` and `value` name serdes ("str", "json", "msgpack") for its producers and consumers."""
@@ -255,86 +211,23 @@ class Cluster:
     def topics(self, internal: bool = False) -> list[str]:
         """Names of the topics, sorted; with `internal` also streamlog's own."""
         found = self._refreshed().topics
-        return sorted([*found, names.METADATA_TOPIC] if internal else found)
+        if internal:
+            return sorted([*found, names.METADATA_TOPIC])
+        return sorted(name for name in found if name not in names.INTERNAL_TOPICS)
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and all its records.  Commit step: the synced metadata record.
 
         Views that are held stay valid; its producers and consumers get UnknownTopicOrPartitionError.
         """
-        home, metadata = self._home, self._refreshed()
-        doomed: list[TopicMetadata] = []
-
-        def decide() -> list[list[Any]]:
-            topic = metadata.topic(name)
-            doomed.append(topic)
-            return [["RemoveTopicRecord", topic.topic_id]]
-
-        def act() -> None:
-            topic, held_up = doomed[0], ""
-            for number in range(topic.partitions):
-                try:
-                    home.log(topic, number, self.timeout).mark_deleted(self.timeout)
-                except StreamlogTimeoutError as error:
-                    held_up = held_up or str(error)
-            home.bell.ring()
-            home.release_topic(topic.topic_id)
-            for number in range(topic.partitions):
-                directory = home.directory(name, number)
-                if files.exists(directory):
-                    self._discard(directory, names.deleted(name, number, topic.topic_id))
-            self._finish_deletions()
-            if held_up:
-                raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
-
-        metadata.write(self.timeout, decide, act)
-
-    def _finish_deletions(self) -> None:
-        """Remove what creations and deletions that were cut short left behind.  Under the metadata lock."""
-        broker = f"{self._home.path}/{names.broker(0)}"
-        for name in self._fs.listdir(broker):
-            directory, parsed = f"{broker}/{name}", names.parse_partition(name.removesuffix(names.DELETED).partition(".")[0])
-            if not files.is_directory(directory) or not self._is_leftover(directory):
-                continue
-            if name.endswith(names.DELETED):
-                files.remove_directory(self._fs, directory)
-            elif parsed:
-                self._discard(directory, names.deleted(*parsed, process.random_bytes(16)))
-
-    def _is_leftover(self, directory: str) -> bool:
-        """Whether a directory holds nothing but segments of topics, or partitions, that the metadata does not have."""
-        known = self._home.metadata.by_id
-        listing = self._fs.listdir(directory)
-        for name in listing:
-            if not name.endswith((names.LOG, names.INDEX, names.TEMPORARY, names.LEADER_EPOCHS)):
-                return False
-        for base in names.base_offsets(listing):
-            try:
-                header = segment.read_header(self._fs, f"{directory}/{names.log(base)}")
-            except (StorageError, OSError):
-                return False
-            owner = known.get(header.topic_id)
-            if header.topic_id == METADATA_TOPIC_ID or (owner is not None and header.partition < owner.partitions):
-                return False
-        return directory.endswith(names.DELETED) or bool(listing)
+        if name in names.INTERNAL_TOPICS:
+            raise InvalidTopicError(f"{name!r} is an internal topic: it stays")
+        self._refreshed()
+        topic_admin.delete(self._home, name, self.timeout)
 
     def _add_partitions(self, name: str, topic_id: bytes, total: int) -> None:
         _check_partitions(total)
-        metadata, first = self._home.metadata, [0]
-
-        def decide() -> list[list[Any]]:
-            topic = metadata.by_id.get(topic_id)
-            if topic is None:
-                raise UnknownTopicOrPartitionError(f"topic {name!r} was deleted")
-            if total <= topic.partitions:
-                raise InvalidPartitionsError(f"topic {name!r} has {topic.partitions} partitions; they only grow, {total} is not more")
-            first[0] = topic.partitions
-            for number in range(topic.partitions, total):
-                self._make_partition(name, topic_id, number)
-            self._fs.sync_dir(f"{self._home.path}/{names.broker(0)}")
-            return [["PartitionsRecord", topic_id, total]]
-
-        metadata.write(self.timeout, decide, lambda: self._initialise(metadata.by_id.get(topic_id), first[0]))
+        topic_admin.grow(self._home, name, topic_id, total, self.timeout)
 
     # ---- producers and consumers -------------------------------------------------------------------------------------------
 
@@ -351,11 +244,16 @@ class Cluster:
         return made
 
     def consumer(self, *topics: str, config: Mapping[str, Any] | None = None, **options: Any) -> Consumer:
-        """A new consumer, subscribed to all partitions of `topics` if any are given (`help(streamlog.config.ConsumerConfig)` lists them)."""
+        """A new consumer, subscribed to `topics` if any are given; with `group_id` a member of that group from its first poll on.
+
+        `help(streamlog.config.ConsumerConfig)` lists the options.
+        """
         from streamlog.config import ConsumerConfig
         from streamlog.consumer import Consumer
 
-        made = Consumer(self._home, ConsumerConfig({**_mapping(config), **options}))
+        checked = ConsumerConfig({**_mapping(config), **options})
+        home = self._home
+        made = Consumer(home, checked, None if checked.group_id is None else self._groups)
         self._children.add(made)
         if topics:
             try:
@@ -365,15 +263,55 @@ class Cluster:
                 raise
         return made
 
+    # ---- groups ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _groups(self) -> Groups:
+        home, found = self._home, self._groups_of_home
+        if found is None or found.home is not home:
+            from streamlog._client.groups import Groups  # here: 5 ms that only users of groups pay
+
+            found = self._groups_of_home = Groups(home)
+        self._refreshed()
+        return found
+
+    def groups(self) -> list[GroupListing]:
+        """The groups, by id, with their states."""
+        return self._groups.listing(self.timeout)
+
+    def describe_group(self, group_id: str) -> GroupDescription:
+        """Members and what they own, committed offsets and lag.  Raises GroupIdNotFoundError."""
+        return self._groups.describe(group_id, self.timeout)
+
+    def group_offsets(self, group_id: str) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What a group committed.  Raises GroupIdNotFoundError."""
+        return self._groups.offsets(group_id, self.timeout)
+
+    def alter_group_offsets(
+        self, group_id: str, offsets: Mapping[TopicPartition | tuple[str, int], int | OffsetAndMetadata]
+    ) -> None:
+        """Set committed offsets of a group that has no members; begins the group where there is none.
+
+        Raises: NonEmptyGroupError, UnknownTopicOrPartitionError, OffsetMetadataTooLargeError; nothing is changed then.
+        """
+        self._groups.alter(group_id, offsets, self.timeout)
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a group that has no members, and its offsets.  Raises NonEmptyGroupError, GroupIdNotFoundError."""
+        self._groups.existing(group_id, self.timeout).delete(self.timeout)
+
+    def maintain(self) -> None:
+        """Do now what time asks for: drop offsets that have expired (`offsets_retention_minutes`), and groups that have none left."""
+        self._groups.maintain(self.timeout)
+
     # ---- the whole -------------------------------------------------------------------------------------------------------------
 
     def describe(self) -> ClusterDescription:
         """Where the cluster is, what is in it and who has it open."""
         home, metadata = self._home, self._refreshed()
-        partitions = sum(topic.partitions for topic in metadata.topics.values())
-        return ClusterDescription(
-            self.location, home.cluster_id, FORMAT_VERSION, (0,), len(metadata.topics), partitions, home.processes()
-        )
+        topics = [metadata.topics[name] for name in self.topics()]
+        partitions = sum(topic.partitions for topic in topics)
+        return ClusterDescription(self.location, home.cluster_id, FORMAT_VERSION, (0,), len(topics), partitions, home.processes())
 
     def close(self) -> None:
         """Close the cluster and its producers (flushed) and consumers.  A throw-away cluster goes with its last user."""
@@ -384,6 +322,8 @@ class Cluster:
             self._close_children()
         finally:
             self._closed = True
+            if self._groups_of_home is not None:
+                self._groups_of_home.close()
             if home is not None and home.closed:
                 home.abandon()
             elif home is not None:

@@ -108,6 +108,17 @@ def absent(default: Any, feature: str) -> Any:
     return Field(check, default, f"Only {default!r}: {feature} not in this version.")
 
 
+def strategies(default: str, doc: str) -> Any:
+    """One assignor or a list of them, each a name, a class or an object; the value is a tuple of objects."""
+
+    def check(name: str, value: Any) -> Any:
+        from streamlog import assignors  # here: only consumers in groups pay for it
+
+        return assignors.resolved(name, value)
+
+    return Field(check, default, doc)
+
+
 def reset_policy(default: str, doc: str) -> Any:
     """Kafka's reset policies: "earliest", "latest", "none" or "by_duration:" and an ISO 8601 duration."""
 
@@ -184,6 +195,7 @@ class ClusterConfig(Config):
     """Options of a cluster as a whole, stored at its creation; opening with another value is an error."""
 
     group_initial_rebalance_delay_ms: int = number(0, 0, 300_000, "Wait for more members before a first assignment (ms).")
+    offsets_retention_minutes: int = number(10_080, 1, INT32_MAX, "A group without members keeps its offsets this long (minutes).")
     offsets_topic_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic that keeps committed offsets.")
     transaction_state_log_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic of transaction states.")
     replica_lag_time_max_ms: int = number(30_000, 1, INT64_MAX, "A follower that lags longer leaves the in-sync set (ms).")
@@ -195,7 +207,7 @@ class TopicConfig(Config):
     Kafka's defaults, except `segment_bytes` (64 MiB) and `retention_ms` (-1: nothing is deleted that nobody asked to delete).
     """
 
-    cleanup_policy: str = choice("delete", ["delete"], "What happens to old segments.", later=["compact", "compact,delete"])
+    cleanup_policy: str = choice("delete", ["delete", "compact"], "What happens to old segments.", later=["compact,delete"])
     compression_type: str = choice(
         "producer", ["producer"], "Codec of the log.", later=["uncompressed", "gzip", "snappy", "lz4", "zstd"]
     )
@@ -258,11 +270,15 @@ class ConsumerConfig(Config):
     fetch_max_wait_ms: int = number(500, 0, INT32_MAX, "How long a poll waits for `fetch_min_bytes` (ms).")
     fetch_min_bytes: int = number(1, 1, INT32_MAX, "A waiting poll returns once so many bytes are there.")
     fetch_spin_us: int = number(0, 0, 1_000_000, "Look at the log this long before sleeping (µs); costs a core, saves a wake-up.")
-    enable_auto_commit: bool = absent(True, "consumer groups are")
-    group_id: None = absent(None, "consumer groups are")
-    group_instance_id: None = absent(None, "consumer groups are")
-    partition_assignment_strategy: str = absent("cooperative-sticky", "consumer groups are")
-    session_timeout_ms: int = absent(45_000, "consumer groups are")
+    auto_commit_interval_ms: int = number(5_000, 0, INT32_MAX, "Processed offsets are committed this often, in `poll` (ms).")
+    durability: str = choice("os", ["os", "fsync"], 'A commit returns when the kernel has it ("os") or the disk ("fsync").')
+    enable_auto_commit: bool = boolean(True, "Commit processed offsets by itself, in `poll`, before partitions go, and in `close`.")
+    group_id: str | None = text(None, "The group that shares the partitions of what is subscribed to.")
+    group_instance_id: str | None = text(None, "Makes a static member: one that comes back with this id takes its old place.")
+    heartbeat_interval_ms: int = number(3_000, 1, INT32_MAX, "How often the group hears that this process lives (ms).")
+    max_poll_interval_ms: int = number(300_000, 1, INT32_MAX, "Who does not poll for so long is expired by the other members (ms).")
+    partition_assignment_strategy: Any = strategies("cooperative-sticky", "Assignors, the preferred first: names, classes or objects.")
+    session_timeout_ms: int = number(45_000, 1, INT32_MAX, "Who is silent for so long is expired by the other members (ms).")
     isolation_level: str = choice(
         "read_uncommitted", ["read_uncommitted", "read_committed"], "Whether records of open transactions are shown."
     )
@@ -273,3 +289,17 @@ class ConsumerConfig(Config):
     fetch_max_bytes: int = number(52_428_800, 0, INT32_MAX, "Without effect: no network.", effective=False)
     metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
     request_timeout_ms: int = number(30_000, 1, INT32_MAX, "Without effect: no network.", effective=False)
+
+    def validate(self) -> None:
+        """Kafka's rules between the times of a group, and what a group needs."""
+        if self.group_id == "":
+            raise InvalidConfigError("group_id='': a name, or None for a consumer without a group, is wanted")
+        if self.group_instance_id is not None and (self.group_id is None or not self.group_instance_id):
+            raise InvalidConfigError(f"group_instance_id={self.group_instance_id!r}: it takes a name, and a group_id")
+        if self.heartbeat_interval_ms >= self.session_timeout_ms:
+            if self.heartbeat_interval_ms == self.fields["heartbeat_interval_ms"].default:
+                self.__dict__["heartbeat_interval_ms"] = max(1, self.session_timeout_ms // 3)  # left at its default: follows
+                return
+            raise InvalidConfigError(
+                f"heartbeat_interval_ms={self.heartbeat_interval_ms}: less than session_timeout_ms={self.session_timeout_ms} is wanted"
+            )

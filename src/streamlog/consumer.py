@@ -1,4 +1,4 @@
-"""`Consumer`: reads the partitions that it was assigned, at its own pace."""
+"""`Consumer`: reads the partitions that it was assigned, or that its group gives it, at its own pace."""
 
 from __future__ import annotations
 
@@ -8,107 +8,92 @@ from operator import length_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from streamlog._client.groups import Groups
+    from streamlog._client.membership import Membership
+    from streamlog._coord.offsets import CommittedOffset
     from streamlog.config import ConsumerConfig
+    from streamlog.record_batch import RecordBatch
 
-from streamlog._format.batch import Batch
+from streamlog._client.cursor import Cursor
+from streamlog._client.fetcher import Fetcher
+from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
 from streamlog._log.partition import PartitionLog
-from streamlog._log.reader import LogReader, find_timestamp
-from streamlog._log.state import POSITION
 from streamlog._os import process
 from streamlog._os.clock import monotonic
-from streamlog._os.wake import MAX_BELLS, Bell, Waiter
+from streamlog._os.wake import Bell
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
-from streamlog.config import parse_duration_ms
 from streamlog.errors import (
     ClosedError,
+    CommitFailedError,
     ConcurrentModificationError,
     ConfigurationError,
-    CorruptRecordError,
     InvalidStateError,
-    NoOffsetForPartitionError,
-    OffsetOutOfRangeError,
     StreamlogError,
+    StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
     WakeupError,
 )
-from streamlog.record_batch import RecordBatch, deserialized, to_records
 from streamlog.topic import beginning_offset, end_offset, offset_for_time
-from streamlog.types import OffsetAndTimestamp, Record, TopicPartition
+from streamlog.types import GroupMetadata, OffsetAndMetadata, OffsetAndTimestamp, Record, TopicPartition
 
-_OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H11)
-
-
-class Cursor:
-    """Where a consumer is in one partition.
-
-    `position` is the offset of the next record to return, None until it is first needed.  `batch` with `records` from `at` on is what
-    was read and not returned yet.
-    """
-
-    __slots__ = ("at", "batch", "log", "paused", "position", "reader", "records", "reset", "stops_at", "topic_id", "tp")
-
-    def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
-        self.tp, self.topic_id, self.log, self.reset = tp, topic_id, log, reset
-        self.position: int | None = None
-        self.reader: LogReader | None = None
-        self.paused = False
-        self.drop()
-
-    def drop(self) -> None:
-        """Forget what was read ahead."""
-        self.stops_at = -1  # a record in `batch` that a deserializer refused: the next call begins, and fails, there
-        self.batch: Batch | None = None
-        self.records: list[Record] = []
-        self.at = 0
-
-    def move(self, position: int | None) -> None:
-        """Go on at `position`; None: look it up by the reset policy."""
-        self.drop()
-        self.position, self.reader = position, None
+_LOCK_PATIENCE = 0.1  # seconds: a poll that waits less for records waits this long for the group's lock
 
 
 class Consumer:
     """Reads records.
 
-    Belongs to one thread at a time: a second one gets ConcurrentModificationError (`wakeup()` excepted).  Without a group it reads all
-    partitions of what it subscribes to and commits nothing.
+    Belongs to one thread at a time: a second one gets ConcurrentModificationError (`wakeup()` excepted).  With a `group_id` the members
+    of the group share the partitions of what they subscribe to, and commit how far they are; without one a consumer reads all partitions
+    and commits nothing.
     """
 
-    def __init__(self, home: Home, config: ConsumerConfig) -> None:
-        self._home, self.config = home, config
+    def __init__(self, home: Home, config: ConsumerConfig, groups: Groups | None = None) -> None:
+        """`groups` is there if and only if there is a `group_id`."""
+        self._home, self.config, self._groups = home, config, groups
         self._metadata = home.metadata
         self._version = home.metadata.version
         self._lock = RLock()  # held while a call runs: tells a second thread
         self._timeout = config.default_api_timeout_ms / 1000
         self._gathers = config.fetch_min_bytes > 1
         self._closed_reason = ""
-        self._cursors: dict[TopicPartition, Cursor] = {}
-        self._rotation: list[Cursor] = []
-        self._views: dict[LogReader, None] = {}
+        self._fetcher = Fetcher(home, config)
         self._subscribed: set[str] = set()
         self._pattern: Any = None
         self._listener: Any = None
+        self._listener_error: BaseException | None = None
         self._assigned_by_hand = False
-        self._waiter: Waiter | None = None
         self._woken = False
         self._chunk: list[Record] = []  # what iteration is handing out
         self._chunk_left: Iterator[Record] = iter(())
+        self._chunk_cursors: list[Cursor] = []  # where it was taken from
+        self._counted = 0  # records of `_chunk` that count as processed
+        self._in_hand: Record | None = None  # what the loop has not asked beyond
+        self._stores = False  # `store_offset` was used: nothing else says what is processed
+        self._membership: Membership | None = None
+        self._locked_out_since: float | None = None
+        self._next_commit = monotonic() + config.auto_commit_interval_ms / 1000
+        self._callbacks: list[Callable[[], object]] = []  # of `commit_async`
+        if groups is not None:
+            self._fetcher.committed, self._fetcher.generation = self._committed_of, self._generation
         _consumers.add(self)
 
     def __enter__(self) -> Consumer:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._fetcher.handed = []  # what was being processed is read again
         self.close()
 
     def __repr__(self) -> str:
-        return f"<streamlog.Consumer of {self._home.path}{' (closed)' if self._closed_reason else ''}>"
+        group = f" in group {self.config.group_id!r}" if self.config.group_id else ""
+        return f"<streamlog.Consumer of {self._home.path}{group}{' (closed)' if self._closed_reason else ''}>"
 
-    def _enter(self) -> None:
+    def _enter(self, *, keep_chunk: bool = False) -> None:
         """Begin a call: no other thread is in one, and what iteration holds goes back to its partitions."""
         if not self._lock.acquire(False):
             raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
@@ -116,7 +101,7 @@ class Consumer:
             if self._closed_reason:
                 raise ClosedError(f"the consumer is closed: {self._closed_reason}")
             self._home.check_open()
-            if self._chunk:
+            if self._chunk and not keep_chunk:
                 self._take_back()
         except BaseException:
             self._lock.release()
@@ -125,32 +110,82 @@ class Consumer:
     def _leave(self) -> None:
         self._lock.release()
 
+    # ---- what counts as processed ------------------------------------------------------------------------------------------------
+
+    def _count_chunk(self) -> None:
+        """Of the records that iteration handed out all but the last are processed; the last when the loop asks for the next one."""
+        handed = len(self._chunk) - length_hint(self._chunk_left)
+        if handed:
+            self._in_hand = self._chunk[handed - 1]
+        if not self._stores:
+            for record in self._chunk[self._counted : max(0, handed - 1)]:
+                self._count(record)
+        self._counted = max(self._counted, handed - 1)
+
+    def _count(self, record: Record) -> None:
+        cursor = self._fetcher.cursors.get(TopicPartition(record.topic, record.partition))
+        if cursor is not None:
+            cursor.process(record.offset + 1, record.leader_epoch, self._generation())
+
     def _take_back(self) -> None:
         """Records that iteration has fetched and not handed out: their partitions stand before them again."""
+        self._count_chunk()
         left = self._chunk[len(self._chunk) - length_hint(self._chunk_left) :]
         list(self._chunk_left)  # the running loop finds its list at an end and comes back for more
-        self._chunk = []
+        self._chunk, self._chunk_cursors, self._counted = [], [], 0
         first: dict[TopicPartition, int] = {}
         for record in left:
             first.setdefault(TopicPartition(record.topic, record.partition), record.offset)
         for tp, offset in first.items():
-            cursor = self._cursors.get(tp)
+            cursor = self._fetcher.cursors.get(tp)
             if cursor is not None:
                 cursor.move(offset)
+
+    def _count_handed(self) -> None:
+        """What the last `poll` returned is processed."""
+        handed, self._fetcher.handed = self._fetcher.handed, []
+        if not self._stores:
+            generation = self._generation()
+            for cursor in handed:
+                if cursor.position is not None:
+                    cursor.process(cursor.position, -1 if cursor.reader is None else cursor.reader.epoch, generation)
+
+    def _asked_for_more(self) -> None:
+        if self._fetcher.handed:
+            self._count_handed()
+        if self._in_hand is not None:
+            record, self._in_hand = self._in_hand, None
+            if not self._stores:
+                self._count(record)
+
+    def store_offset(self, record: Record) -> None:
+        """This record and those before it in its partition are processed; from now on only what is stored is committed.
+
+        Raises: InvalidStateError where its partition is not assigned.
+        """
+        self._enter(keep_chunk=True)
+        try:
+            tp = topic_partition(record[:2])
+            self._known(tp).process(record.offset + 1, record.leader_epoch, self._generation())
+            self._stores = True
+        finally:
+            self._leave()
 
     # ---- what is read ----------------------------------------------------------------------------------------------------------
 
     def subscribe(self, topics: Iterable[str] = (), pattern: Any = None, listener: Any = None) -> None:
-        """Read all partitions of `topics`, or of those whose name a regular expression matches whole, also of partitions that come later.
+        """Read `topics`, or those whose name a regular expression matches whole; with a group, the partitions that it gives this member.
 
-        Replaces an earlier subscription; what stays keeps its position.  `listener.on_partitions_assigned(tps)` hears of new partitions.
+        Replaces an earlier subscription; what stays keeps its position.  Topics and partitions that come later are picked up and read from
+        their beginning.  A `listener` has any of `on_partitions_assigned(tps)` (what was added), `on_partitions_revoked(tps)` (what is about
+        to go: it may still be committed) and `on_partitions_lost(tps)` (gone already); all are called inside `poll`, on its thread.
         Raises: UnknownTopicOrPartitionError, InvalidStateError after `assign`.
         """
         self._enter()
         try:
             if self._assigned_by_hand:
                 raise InvalidStateError("subscribe and assign exclude each other: call unsubscribe() first")
-            names = [topic.name if hasattr(topic, "_topic_id") else topic for topic in _listed("topics", topics)]
+            names = [topic.name if hasattr(topic, "_topic_id") else topic for topic in listed("topics", topics)]
             for name in names:
                 if not isinstance(name, str):
                     raise UnknownTopicOrPartitionError(f"{name!r} is not a topic's name")
@@ -161,393 +196,405 @@ class Consumer:
             for topic in wanted:
                 self._metadata.topic(topic)
             if pattern is not None:
-                import re
-
-                try:
-                    pattern = re.compile(pattern)
-                    pattern.fullmatch("")
-                except (re.error, TypeError) as error:
-                    raise ConfigurationError(f"pattern={pattern!r}: a regular expression of str is wanted: {error}") from None
+                pattern = _compiled(pattern)
             self._subscribed, self._pattern, self._listener = wanted, pattern, listener
-            self._follow_metadata(first=True)
+            if self._groups is not None:
+                self._version = self._metadata.version
+                self._member().subscribe(tuple(sorted(wanted)), None if pattern is None else (pattern.pattern, pattern.flags))
+            else:
+                self._follow_metadata(first=True)
         finally:
             self._leave()
 
     def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
-        """Read these partitions and no others.  What stays keeps its position.
+        """Read these partitions and no others, whatever a group says.  What stays keeps its position.
 
+        With a `group_id` offsets are kept under its name, as long as it has no members.
         Raises: UnknownTopicOrPartitionError, InvalidStateError after `subscribe`.
         """
         self._enter()
         try:
-            if self._subscribed or self._pattern is not None:
+            if self._is_subscribed():
                 raise InvalidStateError("assign and subscribe exclude each other: call unsubscribe() first")
             self._metadata.refresh(self._timeout)
-            wanted = [_topic_partition(tp) for tp in _listed("partitions", partitions)]
+            wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
             cursors = {tp: self._cursor(tp, self.config.auto_offset_reset) for tp in wanted}
-            self._set_cursors(cursors)
+            if any(tp not in cursors for tp in self._fetcher.cursors):
+                self._commit_by_itself(self._timeout)
+            self._fetcher.set_cursors(cursors)
             self._assigned_by_hand = bool(cursors)
         finally:
             self._leave()
 
     def unsubscribe(self) -> None:
-        """Read nothing."""
+        """Read nothing, and leave the group."""
         self._enter()
         try:
+            self._depart(self._timeout, autocommit=True)
             self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
-            self._set_cursors({})
+            self._raise_listener_error()
         finally:
             self._leave()
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that are read."""
-        return set(self._cursors)
+        return set(self._fetcher.cursors)
 
     def subscription(self) -> set[str]:
         """The topics that are subscribed to."""
         if self._pattern is not None:
-            return {tp.topic for tp in self._cursors}
+            return {tp.topic for tp in self._fetcher.cursors}
         return set(self._subscribed)
+
+    def _is_subscribed(self) -> bool:
+        return bool(self._subscribed) or self._pattern is not None
 
     def _cursor(self, tp: TopicPartition, reset: str) -> Cursor:
         metadata = self._metadata.topic(tp.topic)
-        known = self._cursors.get(tp)
+        known = self._fetcher.cursors.get(tp)
         if known is not None and known.topic_id == metadata.topic_id:
             return known
         return Cursor(tp, metadata.topic_id, self._home.log(metadata, tp.partition, self._timeout), reset)
-
-    def _set_cursors(self, cursors: dict[TopicPartition, Cursor]) -> None:
-        self._cursors = cursors
-        self._rotation = list(cursors.values())
-        self._views = {}
-        self._waiter = None
 
     def _follow_metadata(self, *, first: bool = False) -> None:
         """Topics were created, grew or went.  Partitions that appear later are read from their beginning."""
         self._home.refresh(self._timeout)
         self._version = self._metadata.version
-        if not self._subscribed and self._pattern is None:
+        if not self._is_subscribed():
             return
+        topics = self._subscribed_topics()
+        if self._groups is not None:
+            return  # the group sees to it
         reset = self.config.auto_offset_reset if first else "earliest"
         cursors: dict[TopicPartition, Cursor] = {}
-        for topic in self._subscribed_topics():
+        for topic in topics:
             for number in range(topic.partitions):
                 tp = TopicPartition(topic.name, number)
                 cursors[tp] = self._cursor(tp, reset)
-        added = [tp for tp in cursors if tp not in self._cursors]
-        self._set_cursors(cursors)
-        hear = getattr(self._listener, "on_partitions_assigned", None)
-        if added and hear is not None:
-            hear(added)
+        added = [tp for tp in cursors if tp not in self._fetcher.cursors]
+        self._fetcher.set_cursors(cursors)
+        if added:
+            self._hear("on_partitions_assigned", added)
 
     def _subscribed_topics(self) -> list[TopicMetadata]:
         known = self._metadata.topics
         if self._pattern is not None:
-            return [topic for name, topic in sorted(known.items()) if self._pattern.fullmatch(name)]
+            return [topic for name, topic in sorted(known.items()) if self._pattern.fullmatch(name) and not name.startswith("__")]
         return [self._metadata.topic(name) for name in sorted(self._subscribed)]
+
+    # ---- the group -------------------------------------------------------------------------------------------------------------
+
+    def _member(self) -> Membership:
+        """This consumer's membership; nobody hears of it before the first poll."""
+        if self._membership is None:
+            from streamlog._client.membership import Membership  # here: a consumer without a group does not need it
+
+            assert self._groups is not None
+            assert self.config.group_id is not None
+            coordinator = self._groups.coordinator(self.config.group_id, self._timeout)
+            self._membership = Membership(coordinator, self._groups.timers, self._metadata, self.config)
+        return self._membership
+
+    def _generation(self) -> int:
+        return -1 if self._membership is None else self._membership.generation
+
+    def _follow_group(self, member: Membership, deadline: float) -> None:
+        """Do what the group asks for.  Where its lock cannot be had the poll goes on with what is there, up to the default time-out."""
+        try:
+            member.poll(_Share(self), max(_LOCK_PATIENCE, deadline - monotonic()) if deadline < monotonic() + self._timeout else self._timeout)
+            self._locked_out_since = None
+        except StreamlogTimeoutError:
+            now = monotonic()
+            self._locked_out_since = self._locked_out_since or now
+            if now - self._locked_out_since >= self._timeout:
+                self._locked_out_since = None
+                raise
+        finally:
+            self._raise_listener_error()
+
+    def _hear(self, event: str, partitions: Sequence[TopicPartition]) -> None:
+        """Tell the listener; what it raises comes out of the call when the change is complete."""
+        hear = getattr(self._listener, event, None)
+        if hear is None and event == "on_partitions_lost":
+            hear = getattr(self._listener, "on_partitions_revoked", None)  # as Kafka's
+        if hear is not None:
+            try:
+                hear(list(partitions))
+            except Exception as error:
+                self._listener_error = self._listener_error or error
+
+    def _raise_listener_error(self) -> None:
+        error, self._listener_error = self._listener_error, None
+        if error is not None:
+            raise error
+
+    def _drop(self, partitions: Iterable[TopicPartition]) -> None:
+        gone = set(partitions)
+        self._fetcher.set_cursors({tp: cursor for tp, cursor in self._fetcher.cursors.items() if tp not in gone})
+
+    def _receive(self, partitions: Sequence[TopicPartition]) -> None:
+        """Partitions are ours from now on."""
+        member = self._member()
+        self._drop(partitions)
+        cursors = dict(self._fetcher.cursors)
+        for tp in partitions:
+            reset = "earliest" if member.read_from_beginning(tp) else self.config.auto_offset_reset
+            cursors[tp] = self._cursor(tp, reset)
+        self._fetcher.set_cursors(cursors)
+        self._hear("on_partitions_assigned", partitions)
+
+    def _depart(self, timeout: float, *, autocommit: bool) -> None:
+        """Give everything up: commit, tell the listener, leave the group."""
+        if autocommit:
+            self._commit_by_itself(timeout)
+        member = self._membership
+        try:
+            if member is not None and member.owned:
+                self._hear("on_partitions_revoked", sorted(member.owned))
+        finally:
+            self._fetcher.set_cursors({})
+            if member is not None:
+                member.leave(timeout)
+
+    def group_metadata(self) -> GroupMetadata:
+        """This consumer's membership as it is now, for a producer that commits its offsets.  Raises InvalidStateError without a group."""
+        self._need_group()
+        if self._membership is None:
+            return GroupMetadata(self.config.group_id or "", -1, "", self.config.group_instance_id)
+        return self._membership.metadata()
+
+    def enforce_rebalance(self) -> None:
+        """Ask the group for a new assignment; it comes with the next polls of its members."""
+        self._enter()
+        try:
+            self._need_group()
+            if not self._is_subscribed():
+                raise InvalidStateError("only a consumer that is subscribed takes part in rebalances")
+            if self._membership is not None and self._membership.member_id:
+                self._membership.rebalance(self._timeout)
+        finally:
+            self._leave()
+
+    def _need_group(self) -> None:
+        if self._groups is None:
+            raise InvalidStateError("the consumer has no group: give it a group_id")
+
+    # ---- commits ---------------------------------------------------------------------------------------------------------------
+
+    def commit(self, offsets: Mapping[Any, Any] | None = None) -> None:
+        """Commit offsets (`{partition: offset or OffsetAndMetadata}`; the next to read), all or none; without them what is processed.
+
+        Records of the last `poll` count as processed then; the record that a `for` loop has in hand does not.  Durability: as configured.
+        Raises: CommitFailedError and its leaves (the partitions have moved: poll), FencedInstanceIdError, InvalidStateError (no group),
+        OffsetMetadataTooLargeError, UnknownTopicOrPartitionError, StreamlogTimeoutError.
+        """
+        self._enter(keep_chunk=True)
+        try:
+            self._commit(self._to_commit(offsets), self._timeout)
+            self._run_callbacks()
+        finally:
+            self._leave()
+
+    def commit_async(
+        self,
+        offsets: Mapping[Any, Any] | None = None,
+        callback: Callable[[dict[TopicPartition, OffsetAndMetadata], BaseException | None], object] | None = None,
+    ) -> None:
+        """Commit, and have the outcome told: `callback(offsets, error)` runs in the next `poll`, `commit` or `close`, on its thread.
+
+        The commit itself is written at once, in order with all others; it is not tried again.
+        """
+        self._enter(keep_chunk=True)
+        try:
+            wanted, error = self._to_commit(offsets), None
+            try:
+                self._commit(wanted, self._timeout)
+            except StreamlogError as failure:
+                error = failure
+            if callback is not None:
+                self._callbacks.append(lambda: callback(wanted, error))
+        finally:
+            self._leave()
+
+    def _to_commit(self, offsets: Mapping[Any, Any] | None) -> dict[TopicPartition, OffsetAndMetadata]:
+        self._need_group()
+        if offsets is None:
+            self._count_handed()
+            if self._chunk:
+                self._count_chunk()
+            return self._processed(self._fetcher.rotation)
+        checked = checked_offsets(offsets)
+        self._metadata.refresh(self._timeout)
+        for tp in checked:
+            if not 0 <= tp.partition < self._metadata.topic(tp.topic).partitions:
+                raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
+        return checked
+
+    @staticmethod
+    def _processed(cursors: Iterable[Cursor]) -> dict[TopicPartition, OffsetAndMetadata]:
+        return {
+            cursor.tp: OffsetAndMetadata(cursor.processed, None if cursor.epoch < 0 else cursor.epoch)
+            for cursor in cursors
+            if cursor.processed is not None
+        }
+
+    def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
+        if not offsets:
+            return
+        from streamlog._client.groups import committed_offset
+
+        now, member, cursors = self._home.clock.now_ms(), self._member(), self._fetcher.cursors
+        written = {tp: committed_offset(offset, now) for tp, offset in offsets.items()}
+        noted = {}
+        for tp, offset in offsets.items():
+            cursor = cursors.get(tp)
+            own = cursor is not None and cursor.processed == offset.offset
+            noted[tp] = cursor.generation if own and cursor is not None else member.generation
+        if self._is_subscribed():
+            member.commit(written, noted, timeout)
+        else:
+            member.coordinator.commit("", None, written, noted, durability=self.config.durability, timeout=timeout)
+        for tp, offset in offsets.items():
+            if tp in cursors:
+                cursors[tp].committed = offset.offset
+
+    def _commit_by_itself(self, timeout: float, partitions: Iterable[TopicPartition] | None = None) -> None:
+        """Auto-commit of what is processed and not committed yet.  What goes wrong is logged: the records are read again."""
+        if self._groups is None or not self.config.enable_auto_commit:
+            return
+        cursors = self._fetcher.cursors
+        chosen = cursors.values() if partitions is None else [cursors[tp] for tp in partitions if tp in cursors]
+        try:
+            self._commit(self._processed([cursor for cursor in chosen if cursor.processed != cursor.committed]), timeout)
+        except StreamlogError as error:
+            import logging
+
+            level = logging.INFO if isinstance(error, CommitFailedError) else logging.WARNING
+            logging.getLogger("streamlog").log(level, "auto-commit of group %r failed: %s", self.config.group_id, error)
+
+    def _run_callbacks(self) -> None:
+        while self._callbacks:
+            self._callbacks.pop(0)()
+
+    def _committed_of(self, cursor: Cursor) -> CommittedOffset | None:
+        return self._member().coordinator.offset_of(cursor.topic_id, cursor.tp.partition, self._timeout)
+
+    def committed(self, tp: TopicPartition | tuple[str, int]) -> OffsetAndMetadata | None:
+        """What the group committed for a partition, assigned or not; None where there is nothing."""
+        self._enter(keep_chunk=True)
+        try:
+            self._need_group()
+            wanted = topic_partition(tp)
+            self._metadata.refresh(self._timeout)
+            found = self._member().coordinator.offset_of(self._metadata.topic(wanted.topic).topic_id, wanted.partition, self._timeout)
+            return None if found is None else found.public()
+        finally:
+            self._leave()
 
     # ---- reading ---------------------------------------------------------------------------------------------------------------
 
     def poll(self, timeout_ms: int = 0, max_records: int | None = None) -> list[Record]:
         """The next records, at most `max_records` (`max_poll_records`), waiting up to `timeout_ms` for the first.
 
+        With a group this is where the consumer joins, takes and gives up partitions, hears of it and commits.
         Raises: CorruptRecordError (`seek` to its `next_offset` to go on), UnknownTopicOrPartitionError (deleted), WakeupError,
         NoOffsetForPartitionError and OffsetOutOfRangeError (`auto_offset_reset="none"`), SerializationError (a deserializer failed: the records
-        before it were returned; `seek` to its `next_offset` to pass over it), InvalidStateError (nothing is subscribed or assigned).
+        before it were returned; `seek` to its `next_offset` to pass over it), InvalidStateError (nothing is subscribed or assigned),
+        FencedInstanceIdError, InconsistentGroupProtocolError.
         """
         self._enter()
         try:
             limit = self.config.max_poll_records if max_records is None else max_records
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise ConfigurationError(f"max_records={max_records!r}: a whole number from 1 is wanted")
-            return self._fetch(limit, monotonic() + _seconds(timeout_ms))
+            return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all, limit)
         finally:
             self._leave()
-
-    def _fetch(self, limit: int, deadline: float) -> list[Record]:
-        while True:
-            self._look_around()
-            if self._gathers:
-                self._gather(deadline)
-            records = self._take_all(limit)
-            if records or not self._wait(deadline):
-                return records
-
-    def _take_all(self, limit: int) -> list[Record]:
-        records: list[Record] = []
-        begun: list[tuple[Cursor, int | None]] = []
-        try:
-            for cursor in self._turns():
-                if not self._ready(cursor):
-                    continue
-                begun.append((cursor, cursor.position))
-                try:
-                    self._take(cursor, records, limit)
-                except StreamlogError:
-                    if not records:
-                        raise
-                    break  # it comes again at the next call, which begins where it stands
-                if len(records) >= limit:
-                    break
-        except BaseException as error:
-            if not isinstance(error, StreamlogError):
-                for cursor, position in begun:  # interrupted: what was taken was not returned
-                    cursor.move(position)
-            raise
-        return records
-
-    def _turns(self) -> list[Cursor]:
-        """The partitions, each time beginning with another."""
-        rotation = self._rotation
-        if len(rotation) > 1:
-            rotation.append(rotation.pop(0))
-        return rotation
-
-    def _look_around(self) -> None:
-        if not self._rotation and not self._subscribed and self._pattern is None and not self._assigned_by_hand:
-            raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
-        if self._woken:
-            self._woken = False
-            raise WakeupError("wakeup() was called")
-        if self._metadata.changed() or self._metadata.version != self._version:
-            self._follow_metadata()
-
-    def _ready(self, cursor: Cursor) -> bool:
-        """Whether there is something to take; finds the position where none is known."""
-        if cursor.paused:
-            return False
-        if cursor.reader is None:
-            self._begin(cursor)
-        if cursor.records or cursor.batch is not None:
-            return True
-        reader = cursor.reader
-        assert reader is not None
-        return reader.is_ready()
-
-    def _begin(self, cursor: Cursor) -> None:
-        """Open a reader at the position, which is looked up first where there is none."""
-        if cursor.position is None:
-            cursor.position = self._reset_position(cursor, cursor.reset)
-        cursor.reader = LogReader(cursor.log, cursor.position, verify=self.config.check_crcs, timeout=self._timeout)
-        cursor.reader.opened = self._opened
-
-    def _opened(self, reader: LogReader) -> None:
-        """A reader has mapped a file: beyond `_OPEN_VIEWS` the one that did so longest ago lets its own go (H11)."""
-        self._views.pop(reader, None)
-        self._views[reader] = None
-        if len(self._views) > _OPEN_VIEWS:
-            oldest = next(iter(self._views))
-            del self._views[oldest]
-            oldest.release()
-
-    def _reset_position(self, cursor: Cursor, policy: str) -> int:
-        log = cursor.log
-        log.ensure_valid(self._timeout)
-        if policy == "earliest":
-            return log.start_offset
-        if policy == "latest":
-            return log.high_watermark
-        if policy == "none":
-            raise NoOffsetForPartitionError(f'{log.name} has no position, and auto_offset_reset is "none": seek first')
-        since = max(0, self._home.clock.now_ms() - parse_duration_ms(policy.removeprefix("by_duration:")))
-        found = find_timestamp(log, since, self._timeout)
-        return log.high_watermark if found is None else found[0]
-
-    def _next_batch(self, cursor: Cursor) -> Batch | None:
-        """The next batch of a partition; an offset out of range makes the reset policy act."""
-        while True:
-            if cursor.reader is None:
-                self._begin(cursor)
-            assert cursor.reader is not None
-            try:
-                batch = cursor.reader.next()
-            except OffsetOutOfRangeError:
-                policy = self.config.auto_offset_reset
-                if policy == "none":
-                    raise
-                cursor.move(self._reset_position(cursor, policy))
-                continue
-            if batch is None:
-                position = cursor.reader.offset
-                assert cursor.position is not None
-                cursor.position = min(cursor.position, position)  # the log was cut
-            return batch
-
-    def _take(self, cursor: Cursor, records: list[Record], limit: int) -> None:
-        """Move records of a partition into `records`, up to `limit` of them and `max_partition_fetch_bytes`."""
-        size, most = 0, self.config.max_partition_fetch_bytes
-        while len(records) < limit and size < most:
-            if not cursor.records:
-                batch, cursor.batch = cursor.batch or self._next_batch(cursor), None
-                if batch is None:
-                    return
-                cursor.batch = batch  # stays if a deserializer raises
-                self._decode(cursor, batch)
-                size += batch.length
-            left = limit - len(records)
-            at, found, stops_at = cursor.at, cursor.records, cursor.stops_at
-            if at == 0 and len(found) <= left:
-                records += found
-                cursor.drop()
-            else:
-                records += found[at : at + left]
-                cursor.at = at + left
-                if cursor.at >= len(found):
-                    cursor.drop()
-            cursor.position = found[cursor.at].offset if cursor.records else self._after(cursor)
-            if stops_at >= 0 and not cursor.records:
-                cursor.move(stops_at)
-                return
-
-    @staticmethod
-    def _after(cursor: Cursor) -> int:
-        assert cursor.reader is not None
-        return cursor.reader.offset
-
-    def _decode(self, cursor: Cursor, batch: Batch) -> None:
-        config, tp = self.config, cursor.tp
-        try:
-            found = to_records(batch, tp.topic, tp.partition)
-        except ValueError as error:  # only where check_crcs=False let damage through
-            cursor.drop()
-            message = f"offset {batch.base_offset} of {cursor.log.name}: {error}; next readable: {batch.next_offset}"
-            cursor.move(cursor.position)
-            raise CorruptRecordError(message, cursor.log.directory, 0, "columns that fit", str(error), batch.next_offset) from None
-        position = cursor.position
-        assert position is not None
-        if batch.base_offset < position:
-            found = [record for record in found if record.offset >= position]
-        if config.key_deserializer is not None or config.value_deserializer is not None:
-            found, refused = deserialized(found, config.key_deserializer, config.value_deserializer)
-            if refused is not None:
-                if not found:
-                    cursor.move(position)
-                    raise refused
-                cursor.records, cursor.at, cursor.stops_at = found, 0, refused.offset
-                return
-        cursor.records, cursor.at = found, 0
-        if not found:
-            cursor.drop()
-            cursor.position = batch.next_offset
 
     def poll_batches(self, timeout_ms: int = 0) -> list[RecordBatch]:
         """The next batches as columns in place, up to `max_partition_fetch_bytes` of each partition; waits like `poll`."""
         self._enter()
         try:
-            deadline = monotonic() + _seconds(timeout_ms)
-            while True:
-                self._look_around()
-                if self._gathers:
-                    self._gather(deadline)
-                batches: list[RecordBatch] = []
-                for cursor in self._turns():
-                    if self._ready(cursor):
-                        position = cursor.position
-                        try:
-                            self._take_batches(cursor, batches)
-                        except StreamlogError:
-                            if not batches:
-                                raise
-                            break
-                        except BaseException:
-                            cursor.move(position)
-                            raise
-                if batches or not self._wait(deadline):
-                    return batches
+            return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all_batches)
         finally:
             self._leave()
 
-    def _take_batches(self, cursor: Cursor, batches: list[RecordBatch]) -> None:
-        size, most = 0, self.config.max_partition_fetch_bytes
-        while size < most:
-            batch = cursor.batch or self._next_batch(cursor)
-            if batch is None:
-                return
-            position = cursor.position
-            assert position is not None
-            batches.append(RecordBatch(batch, cursor.tp.topic, cursor.tp.partition, position))
-            size += batch.length
-            cursor.drop()
-            cursor.position = batch.next_offset
+    def _fetch(self, deadline: float, take: Callable[..., list[Any]], *args: int) -> list[Any]:
+        self._asked_for_more()
+        while True:
+            self._look_around(deadline)
+            bells = self._other_bells() if self._gathers else ()
+            if self._gathers:
+                self._fetcher.gather(deadline, bells, self._is_called)
+            found = take(*args)
+            if found or not self._fetcher.wait(deadline, self._other_bells(), self._is_called):
+                return found
+
+    def _look_around(self, deadline: float) -> None:
+        if not self._fetcher.rotation and not self._is_subscribed() and not self._assigned_by_hand:
+            raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
+        if self._woken:
+            self._woken = False
+            raise WakeupError("wakeup() was called")
+        if self._callbacks:
+            self._run_callbacks()
+        if self._groups is not None:
+            now = monotonic()
+            if now >= self._next_commit:
+                self._next_commit = now + self.config.auto_commit_interval_ms / 1000
+                self._commit_by_itself(self._timeout)
+        if self._metadata.changed() or self._metadata.version != self._version:
+            self._follow_metadata()
+            self._raise_listener_error()
+        member = self._membership
+        if member is not None and self._is_subscribed():
+            member.beat_poll()
+            if member.is_due():
+                self._follow_group(member, deadline)
+
+    def _is_called(self) -> bool:
+        """Whether a sleeping poll has something else to do than to take records."""
+        member = self._membership
+        return self._woken or self._metadata.changed() or (member is not None and self._is_subscribed() and member.is_due())
+
+    def _other_bells(self) -> Sequence[Bell]:
+        bells = [self._metadata.log.bell] if self._is_subscribed() else []
+        if self._membership is not None and self._is_subscribed():
+            bells.append(self._membership.coordinator.file.bell)
+        return bells
 
     def __iter__(self) -> Iterator[Record]:
         """Records one by one, waiting for more; ends after `consumer_timeout_ms` without one.
 
-        At least once: what the loop has not asked for yet counts as not read, also after `break` or an exception.
+        At least once: a record counts as processed when the loop asks for the next one, so not after `break` or an exception.
         """
         idle = self.config.consumer_timeout_ms
         while True:
             yield from self._chunk_left
+            if self._chunk and not self._closed_reason:  # handed out to the end, and asked for more
+                self._fetcher.handed, self._chunk, self._chunk_cursors, self._counted, self._in_hand = self._chunk_cursors, [], [], 0, None
             self._enter()
             try:
-                records = self._fetch(self.config.max_poll_records, monotonic() + (1e9 if idle is None else idle / 1000))
-                self._chunk, self._chunk_left = records, iter(records)
+                records = self._fetch(
+                    monotonic() + (1e9 if idle is None else idle / 1000), self._fetcher.take_all, self.config.max_poll_records
+                )
+                self._chunk, self._chunk_left, self._counted = records, iter(records), 0
+                self._chunk_cursors, self._fetcher.handed = self._fetcher.handed, []
             finally:
                 self._leave()
             if not records:
                 return
 
-    # ---- waiting ---------------------------------------------------------------------------------------------------------------
-
-    def _wait(self, deadline: float) -> bool:
-        """Sleep until there may be something to read; False at the deadline."""
-        now = monotonic()
-        if now >= deadline:
-            return False
-        self._home.tick()
-        if self.config.fetch_spin_us:
-            until = min(deadline, now + self.config.fetch_spin_us / 1e6)
-            while monotonic() < until:
-                if self._anything():
-                    return True
-        if self._waiter is None:
-            self._waiter = Waiter(self._bells())
-        self._waiter.wait(deadline - now, self._anything)
-        return True
-
-    def _gather(self, deadline: float) -> None:
-        """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
-        until = min(deadline, monotonic() + self.config.fetch_max_wait_ms / 1000)
-        while (now := monotonic()) < until and self._anything() and not self._is_enough():
-            if self._waiter is None:
-                self._waiter = Waiter(self._bells())
-            self._waiter.wait(until - now, self._is_enough)
-
-    def _is_enough(self) -> bool:
-        """Whether `fetch_min_bytes` are published after the positions; a partition whose segment changed counts as enough."""
-        total, enough = 0, self.config.fetch_min_bytes
-        for cursor in self._rotation:
-            reader = cursor.reader
-            if not cursor.paused and (cursor.batch is not None or reader is None):
-                return True
-            if not cursor.paused and reader is not None and reader.is_ready():
-                total += max(0, reader.words[POSITION] - reader.position) or enough
-        return self._woken or total >= enough
-
-    def _anything(self) -> bool:
-        if self._woken or self._metadata.changed():
-            return True
-        for cursor in self._rotation:  # noqa: SIM110  (a generator costs 0.3 µs, and this is looked at before each sleep)
-            if not cursor.paused and (cursor.reader is None or cursor.reader.is_ready()):
-                return True
-        return False
-
-    def _bells(self) -> Sequence[Bell]:
-        bells = [cursor.log.bell for cursor in self._rotation]
-        if len(bells) < MAX_BELLS:
-            return [self._metadata.log.bell, *bells] if self._subscribed or self._pattern or not bells else bells
-        return [self._home.bell]
-
     def wakeup(self) -> None:
         """End a `poll` of another thread, or the next one, with WakeupError.  Any thread may call it."""
         self._woken = True
-        for bell in [self._home.bell, self._metadata.log.bell, *(cursor.log.bell for cursor in self._rotation[:1])]:
+        for bell in [self._home.bell, self._metadata.log.bell, *(cursor.log.bell for cursor in self._fetcher.rotation[:1])]:
             bell.ring()
 
     # ---- positions -------------------------------------------------------------------------------------------------------------
 
     def _known(self, tp: Any) -> Cursor:
-        cursor = self._cursors.get(_topic_partition(tp))
+        cursor = self._fetcher.cursors.get(topic_partition(tp))
         if cursor is None:
             raise InvalidStateError(f"{tp} is not assigned to this consumer")
         return cursor
@@ -558,7 +605,7 @@ class Consumer:
         try:
             cursor = self._known(tp)
             if cursor.position is None:
-                self._begin(cursor)
+                self._fetcher.begin(cursor)
             assert cursor.position is not None
             return cursor.position
         finally:
@@ -587,12 +634,25 @@ class Consumer:
 
         self._move((), place)
 
-    def _move(self, partitions: Sequence[Any], place: Any) -> None:
+    def seek_to_committed(self) -> None:
+        """Go to what the group committed in all assigned partitions; by the reset policy where there is nothing."""
+        self._need_group()
+        self._move((), lambda _: None)
+
+    def _move(self, partitions: Sequence[Any], place: Callable[[Cursor], int | None]) -> None:
+        """Change positions.  A commit then commits the new ones: it is by request that they go back."""
         self._enter()
         try:
-            cursors = [self._known(tp) for tp in partitions] or self._rotation
+            cursors = [self._known(tp) for tp in partitions] or list(self._fetcher.rotation)
             for cursor, offset in [(cursor, place(cursor)) for cursor in cursors]:
                 cursor.move(offset)
+                if offset is None:
+                    cursor.processed = None
+                elif not self._stores:
+                    cursor.process(offset, -1, self._generation())
+                if self._in_hand is not None and cursor.tp == self._in_hand[:2]:
+                    self._in_hand = None
+                self._fetcher.handed = [other for other in self._fetcher.handed if other is not cursor]
         finally:
             self._leave()
 
@@ -614,11 +674,11 @@ class Consumer:
 
     def paused(self) -> set[TopicPartition]:
         """The partitions that are paused."""
-        return {tp for tp, cursor in self._cursors.items() if cursor.paused}
+        return {tp for tp, cursor in self._fetcher.cursors.items() if cursor.paused}
 
     def lag(self) -> dict[TopicPartition, int]:
         """Records between position and end, by assigned partition."""
-        return {tp: max(0, end_offset(cursor.log, self._timeout) - self.position(tp)) for tp, cursor in list(self._cursors.items())}
+        return {tp: max(0, end_offset(cursor.log, self._timeout) - self.position(tp)) for tp, cursor in list(self._fetcher.cursors.items())}
 
     def beginning_offsets(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> dict[TopicPartition, int]:
         """First offset that can be read, by partition, assigned or not."""
@@ -641,46 +701,74 @@ class Consumer:
         self._enter()
         try:
             self._metadata.refresh(self._timeout)
-            wanted = [_topic_partition(tp) for tp in _listed("partitions", partitions)]
+            wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
             return [(tp, self._home.log(self._metadata.topic(tp.topic), tp.partition, self._timeout)) for tp in wanted]
         finally:
             self._leave()
 
-    def close(self, timeout: float | None = None) -> None:  # noqa: ARG002  (nothing to wait for without a group)
-        """Stop reading.  Batches that are held stay valid."""
-        if not self._closed_reason:
-            if not self._lock.acquire(False):
-                raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
+    def close(self, autocommit: bool = True, timeout: float | None = None) -> None:
+        """Stop reading: commit what is processed (if `autocommit` and the configuration say so), tell the listener, leave the group.
+
+        Waits for other processes at most `timeout` seconds (None: `default_api_timeout_ms`); a group that could not be told finds out by
+        itself.  A static member stays in its group until its session ends.  Batches that are held stay valid.
+        """
+        check_timeout(timeout)
+        if self._closed_reason:
+            return
+        if not self._lock.acquire(False):
+            raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
+        try:
+            if self._home.closed:
+                autocommit = False
+            if self._chunk:
+                self._take_back()
+            self._count_handed()
             try:
+                self._depart(self._timeout if timeout is None else timeout, autocommit=autocommit)
+            finally:
                 self._closed_reason = "close() was called"
                 self._chunk, self._chunk_left = [], iter(())
-                self._set_cursors({})
-            finally:
-                self._lock.release()
+                self._fetcher.set_cursors({})
+            self._run_callbacks()
+            self._raise_listener_error()
+        finally:
+            self._lock.release()
 
 
-def _seconds(timeout_ms: Any) -> float:
-    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms >= 0:
-        raise ConfigurationError(f"timeout_ms={timeout_ms!r}: milliseconds from 0 are wanted")
-    return min(timeout_ms, 10**12) / 1000
+class _Share:
+    """What its membership asks of a consumer, during one poll."""
+
+    __slots__ = ("_consumer",)
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def revoke(self, partitions: Sequence[TopicPartition]) -> None:
+        """These are about to go to another member."""
+        consumer = self._consumer
+        consumer._commit_by_itself(consumer._timeout, partitions)
+        consumer._hear("on_partitions_revoked", partitions)
+        consumer._drop(partitions)
+
+    def lose(self, partitions: Sequence[TopicPartition]) -> None:
+        """These are another member's already."""
+        self._consumer._drop(partitions)
+        self._consumer._hear("on_partitions_lost", partitions)
+
+    def receive(self, partitions: Sequence[TopicPartition]) -> None:
+        """These are ours."""
+        self._consumer._receive(partitions)
 
 
-def _listed(what: str, given: Any) -> list[Any]:
-    """The items of an argument that is to be a collection."""
+def _compiled(pattern: Any) -> Any:
+    import re
+
     try:
-        return [given] if isinstance(given, str) else list(given)
-    except TypeError:
-        raise ConfigurationError(f"{what}={given!r}: a list is wanted") from None
-
-
-def _topic_partition(given: Any) -> TopicPartition:
-    try:
-        topic, partition = given
-    except (TypeError, ValueError):
-        raise UnknownTopicOrPartitionError(f"{given!r} is not a (topic, partition)") from None
-    if not isinstance(topic, str) or isinstance(partition, bool) or not isinstance(partition, int):
-        raise UnknownTopicOrPartitionError(f"{given!r} is not a (topic, partition)")
-    return TopicPartition(topic, partition)
+        compiled = re.compile(pattern)
+        compiled.fullmatch("")
+    except (re.error, TypeError) as error:
+        raise ConfigurationError(f"pattern={pattern!r}: a regular expression of str is wanted: {error}") from None
+    return compiled
 
 
 _consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()

@@ -3,17 +3,22 @@
 StreamlogError
 ├── ConfigurationError(ValueError)      mend the call; nothing was opened or written
 │     InvalidTopicError  InvalidPartitionsError  InvalidReplicationFactorError  UnknownConfigError  InvalidConfigError
+│     InconsistentGroupProtocolError
 ├── RetriableError                      the same call may succeed later
-│     StorageFullError  BufferExhaustedError  StreamlogTimeoutError(TimeoutError)
+│     StorageFullError  BufferExhaustedError  RebalanceInProgressError  StreamlogTimeoutError(TimeoutError)
+├── FencedError                         a newer owner exists: drop this object
+│     FencedInstanceIdError
+├── CommitFailedError                   poll again: the partitions have moved
+│     IllegalGenerationError  UnknownMemberIdError
 ├── InvalidStateError                   the call does not fit the object's state
 │     ClosedError  ConcurrentModificationError
 ├── WakeupError                         nothing is wrong: `wakeup()` was called
 ├── DataError                           this record cannot be taken or read
 │     RecordTooLargeError  SerializationError  InvalidTimestampError  InvalidRecordError
-│     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError
+│     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError  OffsetMetadataTooLargeError
 ├── StorageError(OSError)               reopen and recover; the file is named
 │     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError
-└── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError
+└── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError  GroupIdNotFoundError(LookupError)  NonEmptyGroupError
 """
 
 from __future__ import annotations
@@ -47,6 +52,10 @@ class InvalidConfigError(ConfigurationError):
     """A value of the wrong type or out of range, or a feature that this version does not have."""
 
 
+class InconsistentGroupProtocolError(ConfigurationError):
+    """A consumer and the members of its group share no partition assignment strategy."""
+
+
 class RetriableError(StreamlogError):
     """The same call may succeed later."""
 
@@ -59,8 +68,32 @@ class BufferExhaustedError(RetriableError):
     """`buffer_memory` was full for `max_block_ms`: the log cannot take records as fast as they are sent."""
 
 
+class RebalanceInProgressError(RetriableError):
+    """The group is being rebalanced; poll, then call again."""
+
+
 class StreamlogTimeoutError(RetriableError, TimeoutError):
     """A bounded wait ended; where a process was waited for, the message names it."""
+
+
+class FencedError(StreamlogError):
+    """A newer owner exists: drop this object."""
+
+
+class FencedInstanceIdError(FencedError):
+    """Another consumer with the same `group_instance_id` took this one's place."""
+
+
+class CommitFailedError(StreamlogError):
+    """Offsets were not committed: the partitions are not this consumer's (any more).  Poll again."""
+
+
+class IllegalGenerationError(CommitFailedError):
+    """The offset is of another generation than the one in which its partition was assigned."""
+
+
+class UnknownMemberIdError(CommitFailedError):
+    """The consumer is not in the group: it never joined, was silent for too long, or the group's members are others."""
 
 
 class InvalidStateError(StreamlogError):
@@ -114,6 +147,10 @@ class NoOffsetForPartitionError(DataError):
     """There is no committed offset, and `auto_offset_reset` is "none"."""
 
 
+class OffsetMetadataTooLargeError(DataError):
+    """The metadata of a committed offset is longer than 4,096 bytes."""
+
+
 class UnsupportedCompressionError(DataError):
     """A codec that this version or installation does not have."""
 
@@ -164,3 +201,11 @@ class UnknownTopicOrPartitionError(StreamlogError, LookupError):
 
 class TopicAlreadyExistsError(StreamlogError):
     """A topic of this name exists."""
+
+
+class GroupIdNotFoundError(StreamlogError, LookupError):
+    """There is no such group."""
+
+
+class NonEmptyGroupError(StreamlogError):
+    """The group has members; this is possible only when they have left."""

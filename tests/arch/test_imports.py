@@ -8,13 +8,14 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "streamlog"
 LAYERS = {  # a layer may import itself (where it says so) and what stands in its set
     "errors": set(), "types": set(), "_version": set(),
-    "config": {"errors", "serdes"}, "serdes": {"errors"}, "partitioners": set(),
+    "config": {"errors", "serdes", "assignors"}, "serdes": {"errors"}, "partitioners": set(), "assignors": {"errors", "types"},
     "_os": {"_os", "errors"},
     "_format": {"_format", "errors"},
     "_log": {"_log", "_os", "_format", "errors"},
     "_replica": {"_replica", "_log", "_os", "_format", "config", "errors"},
-    "_client": {"_client", "_replica", "_log", "_os", "_format", "config", "partitioners", "errors", "types"},
-    "user": {"user", "_client", "_replica", "_log", "_os", "_format", "config", "partitioners", "serdes", "errors", "types", "_version"},
+    "_coord": {"_coord", "_log", "_os", "_format", "config", "errors", "types"},
+    "_client": {"_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "errors", "types", "user"},
+    "user": {"user", "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "serdes", "errors", "types", "_version"},
 }  # fmt: skip
 SYSTEM = {"os", "mmap", "fcntl", "time", "socket", "select", "signal", "shutil", "tempfile", "subprocess"}
 EXEMPT = {"cli", "testing", "__main__", "dump", "_check"}  # they stand above, and may look everywhere
@@ -80,7 +81,7 @@ def test_format_does_nothing_but_bytes() -> None:
 
 
 def test_inner_packages_hold_a_docstring_and_nothing_else() -> None:
-    for folder in ("_os", "_format", "_log", "_replica", "_client", "testing"):
+    for folder in ("_os", "_format", "_log", "_replica", "_coord", "_client", "testing"):
         body = ast.parse((SOURCE / folder / "__init__.py").read_text()).body
         assert len(body) == 1
         assert isinstance(body[0], ast.Expr)

@@ -1,4 +1,4 @@
-"""What users give to a producer, turned into what a batch holds, or refused with a reason."""
+"""What users give, turned into what is stored, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
     from streamlog._client.lane import Target
 
-from streamlog.errors import ConfigurationError, InvalidTimestampError, SerializationError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    ConfigurationError,
+    InvalidTimestampError,
+    OffsetMetadataTooLargeError,
+    SerializationError,
+    UnknownTopicOrPartitionError,
+)
+from streamlog.types import OffsetAndMetadata, TopicPartition
 
 
 def to_bytes(what: str, given: Any, serializer: Callable[[Any], Any] | None) -> bytes | None:
@@ -71,3 +78,52 @@ def pack_headers(headers: Any) -> bytes | None:
     except UnicodeEncodeError as error:
         raise SerializationError(f"headers={headers!r}: a name is not UTF-8: {error}") from None
     return packed if rows else None
+
+
+MAX_OFFSET_METADATA = 4096  # bytes, as Kafka's offset.metadata.max.bytes
+
+
+def listed(what: str, given: Any) -> list[Any]:
+    """The items of an argument that is to be a collection."""
+    try:
+        return [given] if isinstance(given, str) else list(given)
+    except TypeError:
+        raise ConfigurationError(f"{what}={given!r}: a list is wanted") from None
+
+
+def topic_partition(given: Any) -> TopicPartition:
+    """A (topic, partition), whatever kind of pair it is.  Raises UnknownTopicOrPartitionError."""
+    try:
+        topic, partition = given
+    except (TypeError, ValueError):
+        raise UnknownTopicOrPartitionError(f"{given!r} is not a (topic, partition)") from None
+    if not isinstance(topic, str) or isinstance(partition, bool) or not isinstance(partition, int):
+        raise UnknownTopicOrPartitionError(f"{given!r} is not a (topic, partition)")
+    return TopicPartition(topic, partition)
+
+
+def milliseconds(timeout_ms: Any) -> float:
+    """Seconds, given as milliseconds.  Raises ConfigurationError."""
+    if isinstance(timeout_ms, bool) or not isinstance(timeout_ms, int | float) or not timeout_ms >= 0:
+        raise ConfigurationError(f"timeout_ms={timeout_ms!r}: milliseconds from 0 are wanted")
+    return min(timeout_ms, 10**12) / 1000
+
+
+def checked_offsets(offsets: Any) -> dict[TopicPartition, OffsetAndMetadata]:
+    """Offsets to commit, by partition.  Raises ConfigurationError, OffsetMetadataTooLargeError, UnknownTopicOrPartitionError."""
+    if not hasattr(offsets, "items"):
+        raise ConfigurationError(f"offsets={offsets!r}: a mapping of partitions to offsets is wanted")
+    return {topic_partition(tp): _checked_offset(offset) for tp, offset in offsets.items()}
+
+
+def _checked_offset(given: Any) -> OffsetAndMetadata:
+    found = given if isinstance(given, OffsetAndMetadata) else OffsetAndMetadata(given)
+    for number, least in ((found.offset, 0), (0 if found.leader_epoch is None else found.leader_epoch, -1)):
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
+            raise ConfigurationError(f"offset {given!r}: a whole number from 0, or OffsetAndMetadata, is wanted")
+    if not isinstance(found.metadata, str):
+        raise ConfigurationError(f"offset {given!r}: its metadata is a str")
+    size = len(found.metadata.encode(errors="surrogatepass"))
+    if size > MAX_OFFSET_METADATA:
+        raise OffsetMetadataTooLargeError(f"{size} bytes of metadata; an offset takes at most {MAX_OFFSET_METADATA}")
+    return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import xxhash
+
 LOCK = "lock"
 CLUSTER = "cluster.json"
 RUN = "run"
 CLUSTER_STATE = "cluster.state"
 CLUSTER_LOCKS = "cluster.lock"
 PARTITION_LOCKS = "partitions.lock"
+GROUP_LOCKS = "groups.lock"
 TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
 RECOVERY_POINTS = "recovery-point-offset-checkpoint"
@@ -15,8 +18,10 @@ LEADER_EPOCHS = "leader-epoch-checkpoint"
 LOG, INDEX = ".log", ".index"
 TEMPORARY = ".tmp"
 DELETED = "-delete"
+OFFSETS_SNAPSHOT = "offsets-snapshot"
 METADATA_TOPIC = "__cluster_metadata"
-INTERNAL_TOPICS = frozenset((METADATA_TOPIC, "__consumer_offsets", "__transaction_state", "__share_group_state"))
+OFFSETS_TOPIC = "__consumer_offsets"
+INTERNAL_TOPICS = frozenset((METADATA_TOPIC, OFFSETS_TOPIC, "__transaction_state", "__share_group_state"))
 MAX_TOPIC_NAME = 249
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")  # (`re` costs 5 ms of a cold start)
@@ -84,9 +89,24 @@ def state(topic_id: bytes) -> str:
     return f"{topic_id.hex()}.state"
 
 
-def lock_bytes(topic_id: bytes) -> int:
-    """First of the 65,536 bytes of `partitions.lock` that are a topic's: 47 bits of its random id say where.
+def group(group_id: str) -> str:
+    """Live state of a group, in `run/`.  A group's id may be any text, so its hash stands in the name."""
+    return f"{xxhash.xxh3_128_hexdigest(group_id.encode())}.group"
 
-    Byte 4 p is partition p's, byte 4 p + 1 its sync lock, the last one the topic's own.
+
+def offsets_partition(group_id: str, partitions: int) -> int:
+    """The partition of `__consumer_offsets` that keeps a group: Kafka's formula, by Java's hash of the string (org.apache.kafka's Utils.abs)."""
+    number = 0
+    data = group_id.encode("utf-16-be", "surrogatepass")
+    for at in range(0, len(data), 2):
+        number = 31 * number + (data[at] << 8 | data[at + 1]) & 0xFFFFFFFF
+    return (0 if number == 0x80000000 else number if number < 0x80000000 else 0x100000000 - number) % partitions
+
+
+def lock_bytes(random_id: bytes) -> int:
+    """First of the 65,536 bytes of a lock file that are a topic's or a group's: 47 bits of its random id say where.
+
+    In `partitions.lock` byte 4 p is partition p's, byte 4 p + 1 its sync lock, the last one the topic's own.  In `groups.lock` the
+    first byte is the group's lock, byte 1 + s the liveness of member slot s.
     """
-    return int.from_bytes(topic_id[:6], "big") >> 1 << 16
+    return int.from_bytes(random_id[:6], "big") >> 1 << 16

@@ -25,6 +25,10 @@ class Clock:
         """Milliseconds since 1970-01-01 UTC."""
         return _time_ns() // 1_000_000 + self._words[self._offset_index]
 
+    def monotonic_ms(self) -> int:
+        """Milliseconds that all processes of this boot agree on; they never go back.  For sessions and deadlines."""
+        return monotonic_ns() // 1_000_000 + self._words[self._offset_index]
+
     def advance(self, ms: int) -> None:
-        """Move the clock of every process of the cluster forward."""
+        """Move the clocks of every process of the cluster forward."""
         self._words[self._offset_index] += ms

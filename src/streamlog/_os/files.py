@@ -345,18 +345,20 @@ def read_file(fs: FileSystem, path: str, limit: int = 1 << 26) -> bytes:
         fs.close(fd)
 
 
-def write_whole(fs: FileSystem, path: str, data: bytes, *, temporary: str) -> None:
+def write_whole(fs: FileSystem, path: str, data: bytes, *, temporary: str, synced: bool = True) -> None:
     """Give `path` new content so that a crash leaves the old or the new: written aside, synced, renamed (the commit
-    step), directory synced (A2, A3).
+    step), directory synced (A2, A3).  Not `synced`: for a derived file that carries a checksum.
     """
     fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
     try:
         fs.pwrite(fd, data, 0, temporary)
-        fs.sync(fd, temporary)
+        if synced:
+            fs.sync(fd, temporary)
     finally:
         fs.close(fd)
     fs.replace(temporary, path)
-    fs.sync_dir(path.rpartition("/")[0])
+    if synced:
+        fs.sync_dir(path.rpartition("/")[0])
 
 
 def take_owner(path: str, like: str) -> None:

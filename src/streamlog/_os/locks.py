@@ -2,7 +2,7 @@
 
 The kernel drops a dead process's locks, so nobody has to.  `under` is the one place that takes a lock (H14): no context
 manager, because an exception raised by a signal handler between taking and entering would leak it.  A wait is bounded by
-the caller's time-out (H16).  Order, outer to inner, checked where STREAMLOG_VERIFY=1: `METADATA`, `SYNC`, `PARTITION`
+the caller's time-out (H16).  Order, outer to inner, checked where STREAMLOG_VERIFY=1: `METADATA`, `GROUP`, `SYNC`, `PARTITION`
 (a sync stores what it covered under the partition's lock; nobody who holds that one waits for a sync).
 """
 
@@ -27,7 +27,7 @@ from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import O_CREAT, O_RDWR, FileSystem
 from streamlog.errors import StreamlogTimeoutError
 
-METADATA, SYNC, PARTITION = range(3)
+METADATA, GROUP, SYNC, PARTITION = range(4)
 _SPINS, _PAUSE = 50, 30e-6  # tries at once, then constant sleeps (s): back-off starves (H16)
 
 if sys.platform == "darwin":

@@ -72,6 +72,7 @@ class Home:
         self._open_logs: dict[PartitionLog, None] = {}
         self.next_tick = monotonic() + _TICK
         self._lock_files: list[LockFile] = []
+        self._at_close: list[Callable[[], None]] = []
         try:
             self._enter(create, config, timeout)
         except BaseException:
@@ -87,12 +88,12 @@ class Home:
         self._home_lock = self._locked(timeout)
         broker = f"{self.path}/{names.broker(0)}"
         self.cluster_id = self._check_cluster()
-        self._broker_lock = self._keep(LockFile(self.fs, f"{broker}/{names.LOCK}"))
+        self._broker_lock = self.keep(LockFile(self.fs, f"{broker}/{names.LOCK}"))
         if not self._broker_lock.try_shared(0):
             raise StreamlogTimeoutError(f"{broker} is being remade by another process")
         run = f"{self.path}/{names.RUN}"
-        self._run_locks = self._keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
-        self._partition_locks = self._keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
+        self._run_locks = self.keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
+        self._partition_locks = self.keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
         self._claim_process()
         self.clock = Clock(self._page.words, _CLOCK)
         self.bell = Bell(self._page, _BELL * 2)
@@ -104,9 +105,14 @@ class Home:
         self.metadata.now_ms = self.clock.now_ms
         self.metadata.refresh(timeout)
 
-    def _keep(self, lock_file: LockFile) -> LockFile:
+    def keep(self, lock_file: LockFile) -> LockFile:
+        """Watch a lock file's name from now on, and close it with the home."""
         self._lock_files.append(lock_file)
         return lock_file
+
+    def at_close(self, close: Callable[[], None]) -> None:
+        """Call this when the home's descriptors are closed, in a forked child too."""
+        self._at_close.append(close)
 
     def _prepare(self, create: bool) -> None:
         """The directory is ours, or may become so."""
@@ -134,7 +140,7 @@ class Home:
         """Hold the home's lock shared, with a cluster and a `run/` that counts; make either where nobody else is here."""
         deadline = monotonic() + timeout
         while True:
-            lock_file = self._keep(LockFile(self.fs, f"{self.path}/{names.LOCK}"))
+            lock_file = self.keep(LockFile(self.fs, f"{self.path}/{names.LOCK}"))
             if self._hold(lock_file.try_shared, deadline) and not lock_file.replaced():
                 if self._is_made():
                     return lock_file
@@ -410,6 +416,8 @@ class Home:
         for lock_file in self._lock_files:
             lock_file.close()
         self._lock_files.clear()
+        while self._at_close:
+            self._at_close.pop()()
 
     def __del__(self) -> None:
         self.abandon()  # only closes descriptors: a collector may run this inside a locked section

@@ -32,10 +32,11 @@ TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.M
 class TopicMetadata:
     """A topic as the metadata log has it.  Replaced, never changed."""
 
-    __slots__ = ("_config", "name", "overrides", "partitions", "topic_id")
+    __slots__ = ("_config", "created", "name", "overrides", "partitions", "topic_id")
 
-    def __init__(self, name: str, topic_id: bytes, partitions: int, overrides: dict[str, Any]) -> None:
-        self.name, self.topic_id, self.partitions, self.overrides = name, topic_id, partitions, overrides
+    def __init__(self, name: str, topic_id: bytes, partitions: int, overrides: dict[str, Any], created: int = 0) -> None:
+        """`created`: version of the metadata in which the topic first was."""
+        self.name, self.topic_id, self.partitions, self.overrides, self.created = name, topic_id, partitions, overrides, created
         self._config: TopicConfig | None = None
 
     @property
@@ -55,6 +56,7 @@ class Metadata:
         self._words = log.words
         self._fold_lock = allocate_lock()
         self._folding = 0  # the thread that folds
+        self._folded = 0  # version after the batch that is being folded
         self._reader: LogReader | None = None
         self.topics: dict[str, TopicMetadata] = {}
         self.by_id: dict[bytes, TopicMetadata] = {}
@@ -88,6 +90,7 @@ class Metadata:
             batch = reader.next()
             if batch is None:
                 break
+            self._folded = batch.next_offset
             self._fold(batch)
             self.version = batch.next_offset
         reader.release()
@@ -108,15 +111,15 @@ class Metadata:
         self.by_id[topic.topic_id] = self.topics[topic.name] = topic
 
     def _fold_TopicRecord(self, name: str, topic_id: bytes, partitions: int, config: dict[str, Any]) -> None:
-        self._put(TopicMetadata(name, topic_id, partitions, config))
+        self._put(TopicMetadata(name, topic_id, partitions, config, self._folded))
 
     def _fold_PartitionsRecord(self, topic_id: bytes, partitions: int) -> None:
         old = self.by_id[topic_id]
-        self._put(TopicMetadata(old.name, topic_id, partitions, old.overrides))
+        self._put(TopicMetadata(old.name, topic_id, partitions, old.overrides, old.created))
 
     def _fold_ConfigRecord(self, topic_id: bytes, config: dict[str, Any]) -> None:
         old = self.by_id[topic_id]
-        self._put(TopicMetadata(old.name, topic_id, old.partitions, config))
+        self._put(TopicMetadata(old.name, topic_id, old.partitions, config, old.created))
 
     def _fold_RemoveTopicRecord(self, topic_id: bytes) -> None:
         old = self.by_id.pop(topic_id, None)

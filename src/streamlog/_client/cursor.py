@@ -1,0 +1,52 @@
+"""`Cursor`: where a consumer is in one partition."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from streamlog._format.batch import Batch
+    from streamlog._log.partition import PartitionLog
+    from streamlog.types import Record, TopicPartition
+
+from streamlog._log.reader import LogReader
+
+
+class Cursor:
+    """Where a consumer is in one partition.
+
+    `position` is the offset of the next record to return, None until it is first needed.  `batch` with `records` from `at` on is what
+    was read and not returned yet.  `processed` is the offset that may be committed, None where there is none, noted in the group's
+    `generation`; `committed` the one that was committed last.
+    """
+
+    __slots__ = (
+        "at", "batch", "committed", "epoch", "generation", "log", "paused", "position", "processed", "reader", "records", "reset", "stops_at",
+        "topic_id", "tp",
+    )  # fmt: skip
+
+    def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
+        self.tp, self.topic_id, self.log, self.reset = tp, topic_id, log, reset
+        self.position: int | None = None
+        self.reader: LogReader | None = None
+        self.paused = False
+        self.epoch = -1  # leader epoch of the last record before `processed` (or `position`, where it was looked up)
+        self.generation = -1
+        self.processed: int | None = None
+        self.committed: int | None = None
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget what was read ahead."""
+        self.stops_at = -1  # a record in `batch` that a deserializer refused: the next call begins, and fails, there
+        self.batch: Batch | None = None
+        self.records: list[Record] = []
+        self.at = 0
+
+    def move(self, position: int | None) -> None:
+        """Go on at `position`; None: look it up when it is needed."""
+        self.drop()
+        self.position, self.reader = position, None
+
+    def process(self, offset: int, epoch: int, generation: int) -> None:
+        """All below `offset` is processed."""
+        self.processed, self.epoch, self.generation = offset, epoch, generation

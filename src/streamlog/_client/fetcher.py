@@ -1,0 +1,296 @@
+"""`Fetcher`: takes records and batches from a consumer's partitions, in turns, and waits for more."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamlog._coord.offsets import CommittedOffset
+    from streamlog._format.batch import Batch
+    from streamlog.config import ConsumerConfig
+    from streamlog.types import Record, TopicPartition
+
+from streamlog._client.cursor import Cursor
+from streamlog._log.reader import LogReader, find_timestamp
+from streamlog._log.state import POSITION
+from streamlog._os.clock import monotonic
+from streamlog._os.wake import MAX_BELLS, Bell, Waiter
+from streamlog._replica.home import Home
+from streamlog.config import parse_duration_ms
+from streamlog.errors import CorruptRecordError, NoOffsetForPartitionError, OffsetOutOfRangeError, StreamlogError
+from streamlog.record_batch import RecordBatch, deserialized, to_records
+
+_OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H11)
+
+
+class Fetcher:
+    """The partitions that a consumer reads.  Belongs to its thread."""
+
+    def __init__(self, home: Home, config: ConsumerConfig) -> None:
+        self._home, self.config = home, config
+        self._timeout = config.default_api_timeout_ms / 1000
+        self.cursors: dict[TopicPartition, Cursor] = {}
+        self.rotation: list[Cursor] = []
+        self.handed: list[Cursor] = []
+        """Partitions that the last `take_all` or `take_all_batches` returned something of."""
+        self.committed: Callable[[Cursor], CommittedOffset | None] | None = None
+        """Where the group was, if there is one."""
+        self.generation: Callable[[], int] = lambda: -1
+        """The group's generation now."""
+        self._views: dict[LogReader, None] = {}
+        self._waiter: Waiter | None = None
+
+    def set_cursors(self, cursors: dict[TopicPartition, Cursor]) -> None:
+        """Read these partitions and no others."""
+        self.cursors = cursors
+        self.rotation = list(cursors.values())
+        self.handed = [cursor for cursor in self.handed if cursors.get(cursor.tp) is cursor]
+        self._views = {}
+        self._waiter = None
+
+    def take_all(self, limit: int) -> list[Record]:
+        """Up to `limit` records that can be read now; `handed` says where they were taken from.  The caller's positions have moved."""
+        records: list[Record] = []
+        begun: list[tuple[Cursor, int | None]] = []
+        try:
+            for cursor in self._turns():
+                if not self._ready(cursor):
+                    continue
+                begun.append((cursor, cursor.position))
+                try:
+                    self._take(cursor, records, limit)
+                except StreamlogError:
+                    if not records:
+                        raise
+                    break  # it comes again at the next call, which begins where it stands
+                if len(records) >= limit:
+                    break
+        except BaseException as error:
+            if not isinstance(error, StreamlogError):
+                for cursor, position in begun:  # interrupted: what was taken was not returned
+                    cursor.move(position)
+            raise
+        self.handed = [cursor for cursor, position in begun if cursor.position != position]
+        return records
+
+    def _turns(self) -> list[Cursor]:
+        """The partitions, each time beginning with another."""
+        rotation = self.rotation
+        if len(rotation) > 1:
+            rotation.append(rotation.pop(0))
+        return rotation
+
+    def _ready(self, cursor: Cursor) -> bool:
+        """Whether there is something to take; finds the position where none is known."""
+        if cursor.paused:
+            return False
+        if cursor.reader is None:
+            self.begin(cursor)
+        if cursor.records or cursor.batch is not None:
+            return True
+        reader = cursor.reader
+        assert reader is not None
+        return reader.is_ready()
+
+    def begin(self, cursor: Cursor) -> None:
+        """Open a reader at the position, which is looked up first where there is none."""
+        if cursor.position is None:
+            self._look_up(cursor)
+        assert cursor.position is not None
+        epoch = cursor.epoch if cursor.position == cursor.processed else -1
+        cursor.reader = LogReader(cursor.log, cursor.position, epoch=epoch, verify=self.config.check_crcs, timeout=self._timeout)
+        cursor.reader.opened = self._opened
+
+    def _look_up(self, cursor: Cursor) -> None:
+        """Where a partition without a position begins: where its group was, else by the reset policy."""
+        found = None if self.committed is None else self.committed(cursor)
+        if found is not None:
+            cursor.position = cursor.committed = found.offset
+        else:
+            cursor.position = self._reset_position(cursor, cursor.reset)
+        cursor.process(cursor.position, -1 if found is None else found.leader_epoch, self.generation())
+
+    def _opened(self, reader: LogReader) -> None:
+        """A reader has mapped a file: beyond `_OPEN_VIEWS` the one that did so longest ago lets its own go (H11)."""
+        self._views.pop(reader, None)
+        self._views[reader] = None
+        if len(self._views) > _OPEN_VIEWS:
+            oldest = next(iter(self._views))
+            del self._views[oldest]
+            oldest.release()
+
+    def _reset_position(self, cursor: Cursor, policy: str) -> int:
+        log = cursor.log
+        log.ensure_valid(self._timeout)
+        if policy == "earliest":
+            return log.start_offset
+        if policy == "latest":
+            return log.high_watermark
+        if policy == "none":
+            raise NoOffsetForPartitionError(f'{log.name} has no position, and auto_offset_reset is "none": seek first')
+        since = max(0, self._home.clock.now_ms() - parse_duration_ms(policy.removeprefix("by_duration:")))
+        found = find_timestamp(log, since, self._timeout)
+        return log.high_watermark if found is None else found[0]
+
+    def _next_batch(self, cursor: Cursor) -> Batch | None:
+        """The next batch of a partition; an offset out of range makes the reset policy act."""
+        while True:
+            if cursor.reader is None:
+                self.begin(cursor)
+            assert cursor.reader is not None
+            try:
+                batch = cursor.reader.next()
+            except OffsetOutOfRangeError:
+                policy = self.config.auto_offset_reset
+                if policy == "none":
+                    raise
+                cursor.move(self._reset_position(cursor, policy))
+                continue
+            if batch is None:
+                position = cursor.reader.offset
+                assert cursor.position is not None
+                cursor.position = min(cursor.position, position)  # the log was cut
+            return batch
+
+    def _take(self, cursor: Cursor, records: list[Record], limit: int) -> None:
+        """Move records of a partition into `records`, up to `limit` of them and `max_partition_fetch_bytes`."""
+        size, most = 0, self.config.max_partition_fetch_bytes
+        while len(records) < limit and size < most:
+            if not cursor.records:
+                batch, cursor.batch = cursor.batch or self._next_batch(cursor), None
+                if batch is None:
+                    return
+                cursor.batch = batch  # stays if a deserializer raises
+                self._decode(cursor, batch)
+                size += batch.length
+            left = limit - len(records)
+            at, found, stops_at = cursor.at, cursor.records, cursor.stops_at
+            if at == 0 and len(found) <= left:
+                records += found
+                cursor.drop()
+            else:
+                records += found[at : at + left]
+                cursor.at = at + left
+                if cursor.at >= len(found):
+                    cursor.drop()
+            cursor.position = found[cursor.at].offset if cursor.records else self._after(cursor)
+            if stops_at >= 0 and not cursor.records:
+                cursor.move(stops_at)
+                return
+
+    @staticmethod
+    def _after(cursor: Cursor) -> int:
+        assert cursor.reader is not None
+        return cursor.reader.offset
+
+    def _decode(self, cursor: Cursor, batch: Batch) -> None:
+        config, tp = self.config, cursor.tp
+        try:
+            found = to_records(batch, tp.topic, tp.partition)
+        except ValueError as error:  # only where check_crcs=False let damage through
+            cursor.drop()
+            message = f"offset {batch.base_offset} of {cursor.log.name}: {error}; next readable: {batch.next_offset}"
+            cursor.move(cursor.position)
+            raise CorruptRecordError(message, cursor.log.directory, 0, "columns that fit", str(error), batch.next_offset) from None
+        position = cursor.position
+        assert position is not None
+        if batch.base_offset < position:
+            found = [record for record in found if record.offset >= position]
+        if config.key_deserializer is not None or config.value_deserializer is not None:
+            found, refused = deserialized(found, config.key_deserializer, config.value_deserializer)
+            if refused is not None:
+                if not found:
+                    cursor.move(position)
+                    raise refused
+                cursor.records, cursor.at, cursor.stops_at = found, 0, refused.offset
+                return
+        cursor.records, cursor.at = found, 0
+        if not found:
+            cursor.drop()
+            cursor.position = batch.next_offset
+
+    def take_all_batches(self) -> list[RecordBatch]:
+        """The batches that can be read now, up to `max_partition_fetch_bytes` of each partition."""
+        batches: list[RecordBatch] = []
+        handed: list[Cursor] = []
+        for cursor in self._turns():
+            if self._ready(cursor):
+                position = cursor.position
+                try:
+                    self._take_batches(cursor, batches)
+                except StreamlogError:
+                    if not batches:
+                        raise
+                    break
+                except BaseException:
+                    cursor.move(position)
+                    raise
+                finally:
+                    if cursor.position != position:
+                        handed.append(cursor)
+        self.handed = handed
+        return batches
+
+    def _take_batches(self, cursor: Cursor, batches: list[RecordBatch]) -> None:
+        size, most = 0, self.config.max_partition_fetch_bytes
+        while size < most:
+            batch = cursor.batch or self._next_batch(cursor)
+            if batch is None:
+                return
+            position = cursor.position
+            assert position is not None
+            batches.append(RecordBatch(batch, cursor.tp.topic, cursor.tp.partition, position))
+            size += batch.length
+            cursor.drop()
+            cursor.position = batch.next_offset
+
+    # ---- waiting ---------------------------------------------------------------------------------------------------------------
+
+    def wait(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> bool:
+        """Sleep until there may be something to read, or `ready()` after one of the bells `also`; False at the deadline."""
+        now = monotonic()
+        if now >= deadline:
+            return False
+        self._home.tick()
+        if self.config.fetch_spin_us:
+            until = min(deadline, now + self.config.fetch_spin_us / 1e6)
+            while monotonic() < until:
+                if ready() or self.anything():
+                    return True
+        if self._waiter is None:
+            self._waiter = Waiter(self._bells(also))
+        self._waiter.wait(deadline - now, lambda: ready() or self.anything())
+        return True
+
+    def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
+        """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
+        until = min(deadline, monotonic() + self.config.fetch_max_wait_ms / 1000)
+        while (now := monotonic()) < until and self.anything() and not (ready() or self._is_enough()):
+            if self._waiter is None:
+                self._waiter = Waiter(self._bells(also))
+            self._waiter.wait(until - now, lambda: ready() or self._is_enough())
+
+    def _is_enough(self) -> bool:
+        """Whether `fetch_min_bytes` are published after the positions; a partition whose segment changed counts as enough."""
+        total, enough = 0, self.config.fetch_min_bytes
+        for cursor in self.rotation:
+            reader = cursor.reader
+            if not cursor.paused and (cursor.batch is not None or reader is None):
+                return True
+            if not cursor.paused and reader is not None and reader.is_ready():
+                total += max(0, reader.words[POSITION] - reader.position) or enough
+        return total >= enough
+
+    def anything(self) -> bool:
+        """Whether some partition may have something to read."""
+        for cursor in self.rotation:  # noqa: SIM110  (a generator costs 0.3 µs, and this is looked at before each sleep)
+            if not cursor.paused and (cursor.reader is None or cursor.reader.is_ready()):
+                return True
+        return False
+
+    def _bells(self, also: Sequence[Bell]) -> Sequence[Bell]:
+        bells = [*also, *(cursor.log.bell for cursor in self.rotation)]
+        if len(bells) <= MAX_BELLS:
+            return bells or [self._home.bell]
+        return [self._home.bell, *also]

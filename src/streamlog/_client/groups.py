@@ -1,0 +1,142 @@
+"""The groups of a cluster, as one process sees them: opens what belongs to a group when it is first asked for."""
+
+from __future__ import annotations
+
+from _thread import RLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+from streamlog._client.coordinator import Coordinator
+from streamlog._client.inputs import checked_offsets
+from streamlog._client.timers import Timers
+from streamlog._coord.group_file import GroupFile
+from streamlog._coord.offsets import CommittedOffset, OffsetsLog
+from streamlog._format import names
+from streamlog._os.locks import LockFile
+from streamlog._replica import topics
+from streamlog._replica.home import Home
+from streamlog.errors import ConfigurationError, GroupIdNotFoundError, UnknownTopicOrPartitionError
+from streamlog.types import GroupDescription, GroupListing, MemberDescription, OffsetAndMetadata, TopicPartition
+
+
+class Groups:
+    """Safe to share between threads; belongs to one open home."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.timers = Timers(home)
+        self._lock = RLock()
+        self._coordinators: dict[str, Coordinator] = {}
+        self._offsets: dict[int, OffsetsLog] = {}
+        self._lock_files: tuple[LockFile, LockFile] | None = None
+
+    def coordinator(self, group_id: str, timeout: float) -> Coordinator:
+        """The coordinator of a group, whether it exists or not; makes `__consumer_offsets` where there is none yet."""
+        with self._lock:
+            found = self._coordinators.get(group_id)
+            if found is None:
+                check_group_id(group_id)
+                topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
+                if topic is None:
+                    topics.create_internal(self.home, names.OFFSETS_TOPIC, self.home.config.offsets_topic_num_partitions, timeout)
+                    topic = self.home.metadata.topics[names.OFFSETS_TOPIC]
+                offsets = self._offsets_log(names.offsets_partition(group_id, topic.partitions), timeout)
+                found = self._coordinators[group_id] = Coordinator(self.home, group_id, self._file(group_id), offsets)
+            return found
+
+    def _file(self, group_id: str) -> GroupFile:
+        home, run = self.home, f"{self.home.path}/{names.RUN}"
+        if self._lock_files is None:
+            path = f"{run}/{names.GROUP_LOCKS}"  # twice: a probe sees the locks of other descriptions only (H23)
+            self._lock_files = home.keep(LockFile(home.fs, path)), home.keep(LockFile(home.fs, path))
+        file = GroupFile(home.fs, run, group_id, *self._lock_files)
+        home.at_close(file.close)
+        return file
+
+    def _offsets_log(self, partition: int, timeout: float) -> OffsetsLog:
+        with self._lock:
+            if partition not in self._offsets:
+                topic = self.home.metadata.topics[names.OFFSETS_TOPIC]
+                self._offsets[partition] = OffsetsLog(self.home.log(topic, partition, timeout))
+            return self._offsets[partition]
+
+    # ---- from outside --------------------------------------------------------------------------------------------------------
+
+    def ids(self, timeout: float) -> list[str]:
+        """Groups that exist: by a member or a commit."""
+        topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
+        if topic is None:
+            return []
+        return sorted(group_id for number in range(topic.partitions) for group_id in self._offsets_log(number, timeout).groups(timeout))
+
+    def listing(self, timeout: float) -> list[GroupListing]:
+        """Groups and their states."""
+        return [GroupListing(group_id, self.coordinator(group_id, timeout).current(timeout).state) for group_id in self.ids(timeout)]
+
+    def existing(self, group_id: str, timeout: float) -> Coordinator:
+        """The coordinator of a group that exists.  Raises GroupIdNotFoundError."""
+        check_group_id(group_id)
+        topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
+        if topic is not None:
+            log = self._offsets_log(names.offsets_partition(group_id, topic.partitions), timeout)
+            if group_id in log.groups(timeout):
+                return self.coordinator(group_id, timeout)
+        raise GroupIdNotFoundError(f"there is no group {group_id!r}: a group begins with its first member or commit")
+
+    def describe(self, group_id: str, timeout: float) -> GroupDescription:
+        """A group as it stands."""
+        coordinator = self.existing(group_id, timeout)
+        group = coordinator.current(timeout)
+        offsets = coordinator.committed(timeout)
+        members = sorted(group.members.values())
+        described = tuple(
+            MemberDescription(member.member_id, member.group_instance_id, member.client_id, member.pid, frozenset(member.owned))
+            for member in members
+        )
+        committed = {tp: found.public() for tp, found in sorted(offsets.items())}
+        lag = {tp: max(0, self._end(tp, timeout) - found.offset) for tp, found in committed.items()}
+        return GroupDescription(group_id, group.state, group.generation, group.assignor, described, committed, lag)
+
+    def _end(self, tp: TopicPartition, timeout: float) -> int:
+        log = self.home.log(self.home.metadata.topic(tp.topic), tp.partition, timeout)
+        log.ensure_valid(timeout)
+        return log.high_watermark
+
+    def offsets(self, group_id: str, timeout: float) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What a group committed."""
+        return {tp: found.public() for tp, found in sorted(self.existing(group_id, timeout).committed(timeout).items())}
+
+    def alter(self, group_id: str, offsets: Mapping[Any, Any], timeout: float) -> None:
+        """Set a group's offsets.  Raises NonEmptyGroupError, UnknownTopicOrPartitionError, OffsetMetadataTooLargeError."""
+        now = self.home.clock.now_ms()
+        checked = checked_offsets(offsets)
+        for tp in checked:
+            if not 0 <= tp.partition < self.home.metadata.topic(tp.topic).partitions:
+                raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
+        if checked:
+            wanted = {tp: committed_offset(offset, now) for tp, offset in checked.items()}
+            self.coordinator(group_id, timeout).alter(wanted, timeout=timeout)
+
+    def maintain(self, timeout: float) -> None:
+        """Drop expired offsets and the groups that are left with none."""
+        for group_id in self.ids(timeout):
+            self.coordinator(group_id, timeout).maintain(timeout)
+
+    def close(self) -> None:
+        """Stop the timers; the home closes the files."""
+        self.timers.close()
+
+
+def check_group_id(group_id: object) -> None:
+    """A group's id is any text but the empty one."""
+    if not isinstance(group_id, str) or not group_id:
+        raise ConfigurationError(f"group_id={group_id!r}: a name is wanted")
+
+
+def committed_offset(offset: OffsetAndMetadata, now_ms: int) -> CommittedOffset:
+    """An offset as it is committed now."""
+    epoch = -1 if offset.leader_epoch is None else offset.leader_epoch
+    return CommittedOffset(offset.offset, epoch, offset.metadata, now_ms)

@@ -1,0 +1,443 @@
+"""A consumer's membership in a group: joins it, goes over to each new target, commits, leaves.
+
+All of it happens inside the consumer's calls, on the application's thread (H33); the timers only say that there is something to look at
+(`attention`).  What must be given up is given up between two steps under the group's lock: the application is told, what it processed is
+committed, and only then the partitions are released.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
+    from streamlog._client.timers import Timers
+
+    class Holder(Protocol):
+        """The consumer, as its membership needs it.  Errors of its listener are kept for later."""
+
+        def revoke(self, partitions: list[TopicPartition]) -> None: ...
+
+        def lose(self, partitions: list[TopicPartition]) -> None: ...
+
+        def receive(self, partitions: list[TopicPartition]) -> None: ...
+
+
+from streamlog import assignors
+from streamlog._client.coordinator import Coordinator
+from streamlog._coord.group import (
+    ASSIGNING,
+    CLAIM_MS,
+    RECONCILING,
+    STABLE,
+    ClaimTarget,
+    GiveUp,
+    Group,
+    GroupTopic,
+    Install,
+    Join,
+    Leave,
+    Member,
+    PartitionsChanged,
+    Release,
+    Subscribe,
+    Subscription,
+    Take,
+    apply,
+    chosen_assignor,
+    is_open_to_claim,
+    to_release,
+    to_take,
+)
+from streamlog._coord.group_file import VERSION, GroupFile
+from streamlog._coord.offsets import CommittedOffset
+from streamlog._os import process
+from streamlog._replica.metadata import Metadata, TopicMetadata
+from streamlog.config import ConsumerConfig
+from streamlog.errors import FencedInstanceIdError, InvalidStateError, RebalanceInProgressError
+from streamlog.types import GroupMetadata, TopicPartition
+
+_LATE_MS = 1_000  # a timer that ran so late says more about its own process than about others (H33)
+
+
+class Todo:
+    """What is left to do outside the lock."""
+
+    __slots__ = ("claimed", "lost", "release")
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.release: frozenset[TopicPartition] | None = None
+        self.claimed = False
+
+
+class Membership:
+    """Belongs to one consumer, and to its thread; `tick` and `others` are the timers'."""
+
+    def __init__(self, coordinator: Coordinator, timers: Timers, metadata: Metadata, config: ConsumerConfig) -> None:
+        self.coordinator, self._timers, self._metadata, self.config = coordinator, timers, metadata, config
+        self._file: GroupFile = coordinator.file
+        self._clock = coordinator.clock
+        self._assignors = {a.name: a for a in assignors.resolved("partition_assignment_strategy", config.partition_assignment_strategy)}
+        self.attention = False
+        """Stored by the timers: there may be something to do that no new version of the group says."""
+        self._seen = -1  # version of the group file that was acted on
+        self._resolved_at = -1  # version of the metadata that was looked at
+        self._stale = -1  # generation whose target does not fit the metadata
+        self.member_id = ""
+        self._slot = self._tag = -1
+        self.generation = -1
+        self.owned: dict[TopicPartition, int] = {}
+        """What the application was told is its own, with the generation in which it was taken."""
+        self._told = -1  # generation of which the application heard
+        self._subscription: Subscription | None = None
+        self._wanted: Subscription | None = None
+        self._next_beat = self._last_tick = self._judge_from = 0
+        self._finalizer: Any = None
+        self._fenced = ""
+
+    # ---- in `poll` -----------------------------------------------------------------------------------------------------------
+
+    def subscribe(self, topics: tuple[str, ...], pattern: tuple[str, int] | None) -> None:
+        """What the group hears at the next poll."""
+        self._wanted = Subscription(topics, pattern, self._metadata.version, tuple(self._assignors))
+        self.attention = True
+
+    def is_due(self) -> bool:
+        """Whether `poll` has something to look at: one load."""
+        return bool(self.attention or self._file.words[VERSION] != self._seen or self._metadata.version != self._resolved_at)
+
+    def beat_poll(self) -> None:
+        """The application polls."""
+        if self._slot >= 0:
+            self._file.beat(self._slot, self._tag, self._clock.monotonic_ms(), poll=True)
+
+    def poll(self, holder: Holder, timeout: float) -> None:
+        """Join, or do what the group's state asks of this member.  The caller's lock waits are bounded by `timeout` (s) each.
+
+        Raises: FencedInstanceIdError, InconsistentGroupProtocolError, StreamlogTimeoutError, and what an assignor raises.
+        """
+        self.check_fenced()
+        while self.is_due():
+            self.attention = False
+            version, resolved_at = self._file.words[VERSION], self._metadata.version
+            self._compare_topics()
+            if not self._is_idle():
+                group, todo = self.coordinator.change(timeout, self._step)
+                version = self._file.words[VERSION]
+                if todo.lost:
+                    self._lose(group, holder)
+                    continue
+                if todo.release is not None:
+                    self._give_up(todo.release, group.generation, holder, timeout)
+                    continue
+                if todo.claimed:
+                    self._compute(group, timeout)
+                    continue
+                self._tell(group, holder)
+            self._seen, self._resolved_at = version, resolved_at
+            self._timers.wake()  # others may have come
+
+    def _is_idle(self) -> bool:
+        """Whether a look without the lock shows that there is nothing to do."""
+        group = self._file.load()
+        if group is None or not self.member_id or self._wanted is not None:
+            return False
+        after, todo = self._step(group)
+        member = after.members.get(self.member_id)
+        return after is group and member is not None and not (todo.lost or todo.claimed or todo.release is not None) and (
+            member.owned == self.owned and (group.state == ASSIGNING or self._told == group.generation)
+        )
+
+    def _step(self, group: Group) -> tuple[Group, Todo]:
+        """What can be done at once, and what is left to do outside the lock.  Pure but for the looks at who is alive and for joining."""
+        todo = Todo()
+        now = self._clock.monotonic_ms()
+        in_time = not self.member_id or now - self._last_tick <= self.config.heartbeat_interval_ms + _LATE_MS
+        group = self.coordinator.tidied(group, self.member_id or "-", may_expire=in_time and now >= self._judge_from)
+        if not self.member_id:
+            group = self._join(group, now)
+        member = group.members.get(self.member_id)
+        if member is None:
+            todo.lost = True
+            return group, todo
+        if self._wanted is not None:
+            if self._is_new(member.subscription, self._wanted):
+                group = apply(group, Subscribe(self.member_id, self._wanted))
+            self._subscription, self._wanted = self._wanted, None
+        version = self._metadata.version
+        if self._stale == group.generation and group.state in (RECONCILING, STABLE) and version > group.metadata_version:
+            group = apply(group, PartitionsChanged(version))
+        if is_open_to_claim(group, now):
+            todo.claimed = True
+            return apply(group, ClaimTarget(self.member_id, now)), todo
+        if group.state == RECONCILING:
+            member = group.members[self.member_id]
+            if member.generation != group.generation:
+                if release := to_release(group, member):
+                    todo.release = release
+                    return group, todo
+                group = apply(group, Release(self.member_id, group.generation, frozenset()))
+            if group.state == RECONCILING and to_take(group, group.members[self.member_id]):
+                group = apply(group, Take(self.member_id))
+        return group, todo
+
+    @staticmethod
+    def _is_new(old: Subscription, new: Subscription) -> bool:
+        return old._replace(since=0) != new._replace(since=0)
+
+    def _join(self, group: Group, now: int) -> Group:
+        config, name = self.config, self.config.client_id or "consumer"
+        member_id = f"{name}-{process.random_bytes(8).hex()}"
+        assert self._wanted is not None or self._subscription is not None
+        subscription, tag = self._wanted or self._subscription, group.joins + 1
+        assert subscription is not None
+        asked = Member(
+            member_id, config.group_instance_id, config.client_id, process.pid(), -1, tag, config.session_timeout_ms,
+            config.max_poll_interval_ms, subscription,
+        )  # fmt: skip
+        delay = self.coordinator.home.config.group_initial_rebalance_delay_ms
+        apply(group, Join(asked, now, delay))  # refused before anything is taken
+        slot = self._file.claim_slot(group, tag, now)
+        group = apply(group, Join(asked._replace(slot=slot), now, delay))
+        self.member_id, self._slot, self._tag, self._subscription, self._wanted = member_id, slot, tag, subscription, None
+        self._next_beat, self._last_tick, self.generation, self._told = now + config.heartbeat_interval_ms, now, -1, -1
+        self._finalizer = weakref.finalize(self, self._file.free_slot, slot)
+        self._timers.add(self)
+        return group
+
+    # ---- what happens outside the lock -----------------------------------------------------------------------------------------
+
+    def _give_up(self, partitions: frozenset[TopicPartition], generation: int, holder: Holder, timeout: float) -> None:
+        known = [tp for tp in sorted(partitions) if tp in self.owned]
+        if known:
+            holder.revoke(known)
+        event = Release(self.member_id, generation, partitions)
+
+        def release(group: Group) -> tuple[Group, None]:
+            return (apply(group, event) if self.member_id in group.members else group), None
+
+        group, _ = self.coordinator.change(timeout, release)
+        if self.member_id in group.members:
+            for tp in known:
+                del self.owned[tp]
+            self.generation = generation
+
+    def _lose(self, group: Group, holder: Holder) -> None:
+        """The group went on without this member."""
+        lost, self.owned = sorted(self.owned), {}
+        self._leave_slot()
+        if group.instance(self.config.group_instance_id) is not None:
+            self._fenced = f"group_instance_id={self.config.group_instance_id!r} was taken over by another consumer: close this one"
+        if lost:
+            holder.lose(lost)
+        self.check_fenced()
+        self.attention = True
+
+    def check_fenced(self) -> None:
+        """Raise FencedInstanceIdError once another consumer has this one's instance id."""
+        if self._fenced:
+            raise FencedInstanceIdError(f"group {self.coordinator.group_id!r}: {self._fenced}")
+
+    def _tell(self, group: Group, holder: Holder) -> None:
+        """The application hears of what was taken, and once of each generation that it went over to."""
+        member = group.members[self.member_id]
+        gone = [tp for tp in self.owned if tp not in member.owned]  # a topic of this name was made anew
+        if gone:
+            for tp in gone:
+                del self.owned[tp]
+            holder.lose(sorted(gone))
+        added = sorted(tp for tp, epoch in member.owned.items() if self.owned.get(tp) != epoch)
+        self.generation = member.generation
+        self.owned.update(member.owned)
+        if member.generation >= 0 and (added or self._told != member.generation):
+            self._told = member.generation
+            holder.receive(added)
+
+    def _compute(self, group: Group, timeout: float) -> None:
+        """Compute the target that was claimed, and install it unless the group has changed meanwhile (H35)."""
+        try:
+            install = self._target(group, timeout)
+        except BaseException:
+            self.coordinator.change(timeout, self._give_up_claim)
+            self.attention = True  # at the next poll it is tried again
+            raise
+        try:
+            self.coordinator.change(timeout, lambda found: (apply(found, install), None))
+        except RebalanceInProgressError:
+            pass  # it changed: the next round sees to it
+        except InvalidStateError:
+            self.coordinator.change(timeout, self._give_up_claim)
+            self.attention = True
+            raise
+
+    def _give_up_claim(self, group: Group) -> tuple[Group, None]:
+        claim = group.claim
+        mine = claim is not None and claim.member_id == self.member_id and group.state == ASSIGNING
+        return (apply(group, GiveUp(self.member_id)) if mine else group), None
+
+    def _target(self, group: Group, timeout: float) -> Install:
+        """Ask the assignor.  Its answer is anybody's: it is checked here for shape and in the table for sense."""
+        metadata = self._metadata
+        if metadata.version < group.metadata_version or metadata.changed():
+            metadata.refresh(timeout)
+        version, known = metadata.version, dict(metadata.topics)
+        names = {member_id: _topics_of(member.subscription, known) for member_id, member in group.members.items()}
+        wanted = {topic for listed in names.values() for topic in listed}
+        members = {
+            member_id: assignors.Subscription(names[member_id], tuple(sorted(member.owned)), member.group_instance_id)
+            for member_id, member in group.members.items()
+        }
+        assignor = self._assignors[chosen_assignor(group)]
+        answer = assignor.assign(members, {topic: known[topic].partitions for topic in sorted(wanted)})
+        targets: dict[str, frozenset[TopicPartition]] = {}
+        try:
+            for member_id, partitions in answer.items():
+                given = [TopicPartition(*tp) for tp in partitions]
+                targets[member_id] = frozenset(given)
+                unwanted = {tp for tp in given if member_id in names and tp.topic not in names[member_id]}
+                if len(targets[member_id]) != len(given) or unwanted:
+                    why = f"{min(unwanted)}, whose topic it did not subscribe to" if unwanted else "a partition twice"
+                    raise InvalidStateError(f"assignor {assignor.name!r} gave {member_id!r} {why}")
+        except (TypeError, AttributeError, ValueError) as error:
+            raise InvalidStateError(f"assignor {assignor.name!r} returned {answer!r}: partitions by member id are wanted ({error})") from None
+        topics = {name: GroupTopic(known[name].topic_id, known[name].partitions, self._base(group, known[name])) for name in sorted(wanted)}
+        cooperative = bool(getattr(assignor, "cooperative", False))
+        return Install(self.member_id, group.epoch, assignor.name, cooperative, version, topics, targets)
+
+    def _base(self, group: Group, topic: TopicMetadata) -> int:
+        """How many partitions of a topic were there when the group began to read it; those that came later are read from their beginning."""
+        before = group.topics.get(topic.name)
+        if before is not None and before.topic_id == topic.topic_id:
+            return before.base
+        for member in group.members.values():
+            subscription = member.subscription
+            if subscription.pattern is not None and _matches(subscription.pattern, topic.name):
+                since = group.patterns.get(subscription.pattern[0], subscription.since)
+                if topic.created > since:
+                    return 0
+        return topic.partitions
+
+    def _compare_topics(self) -> None:
+        """Whether topics came, grew or went since the target was computed.  Outside the lock: patterns are the users'."""
+        group, version = self._file.load(), self._metadata.version
+        if group is None or version <= group.metadata_version:
+            return
+        known = self._metadata.topics
+        wanted = {topic for member in group.members.values() for topic in _topics_of(member.subscription, known)}
+        now = {topic: (known[topic].topic_id, known[topic].partitions) for topic in wanted}
+        if now != {name: (topic.topic_id, topic.partitions) for name, topic in group.topics.items()}:
+            self._stale = group.generation
+
+    def read_from_beginning(self, tp: TopicPartition) -> bool:
+        """Whether a partition appeared after the group began."""
+        group = self._file.load()
+        topic = None if group is None else group.topics.get(tp.topic)
+        return topic is not None and tp.partition >= topic.base
+
+    # ---- commit, leave -------------------------------------------------------------------------------------------------------
+
+    def commit(self, offsets: Mapping[TopicPartition, CommittedOffset], noted: Mapping[TopicPartition, int], timeout: float) -> None:
+        """Commit offsets as this member.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
+        self.check_fenced()
+        self.coordinator.commit(
+            self.member_id or "-", self.config.group_instance_id, offsets, noted, durability=self.config.durability, timeout=timeout
+        )
+
+    def rebalance(self, timeout: float) -> None:
+        """Ask for a new target.  Raises UnknownMemberIdError."""
+        assert self._subscription is not None
+        event = Subscribe(self.member_id, self._subscription)
+        self.coordinator.change(timeout, lambda group: (apply(group, event), None))
+
+    def leave(self, timeout: float) -> None:
+        """Leave the group; a static member stays in it until its session ends or it comes back.  The application was told before."""
+        if not self.member_id:
+            return
+        member_id = self.member_id
+        try:
+            if self.config.group_instance_id is None:
+                self.coordinator.change(timeout, lambda group: (_left(group, member_id), None))
+            else:
+                self._file.beat(self._slot, self._tag, self._clock.monotonic_ms())
+        finally:
+            self.owned = {}
+            self._leave_slot()
+
+    def _leave_slot(self) -> None:
+        self._timers.remove(self)
+        slot, self._slot, self.member_id = self._slot, -1, ""
+        self.generation = self._told = -1
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if slot >= 0:
+            self._file.free_slot(slot)
+
+    def metadata(self) -> GroupMetadata:
+        """A snapshot for producers."""
+        return GroupMetadata(self.coordinator.group_id, self.generation, self.member_id, self.config.group_instance_id)
+
+    # ---- the timers' side ------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: int, *, probe: bool) -> int:
+        """Store the heartbeat if it is due, and look for what the member should see to; returns when (ms) to come again."""
+        slot, tag = self._slot, self._tag
+        if slot < 0:
+            return now + _NEVER
+        if now - self._last_tick > self.config.heartbeat_interval_ms + _LATE_MS:
+            self._judge_from = now + self.config.session_timeout_ms  # we were stopped: others may have been, and come back now
+        self._last_tick = now
+        if now >= self._next_beat:
+            self._file.beat(slot, tag, now)
+            self._next_beat, probe = now + self.config.heartbeat_interval_ms, True
+        group = self._file.load()
+        if group is None:
+            return self._next_beat
+        due = min((self._due(member, now, probe) for member in group.members.values() if member.slot != slot), default=now + _NEVER)
+        if group.state == ASSIGNING:
+            claim = group.claim
+            claimed_until = claim.at_ms + CLAIM_MS + 1 if claim is not None and claim.epoch == group.epoch else 0
+            due = min(due, max(claimed_until, group.assign_at_ms))
+        if due <= now:
+            if not self.attention:
+                self.attention = True
+                self._file.bell.ring()
+            due = now + _AGAIN_MS  # until the application has polled
+        return max(now + 1, min(due, self._next_beat))
+
+    def _due(self, member: Member, now: int, probe: bool) -> int:
+        """When another member has to be looked at by us: at once if it is dead, else when it will be overdue."""
+        if probe and member.group_instance_id is None and not self._file.is_alive(member.slot):
+            return now
+        heartbeat_ms, poll_ms = self._file.ages(member, now)
+        return max(self._judge_from, now + 1 + min(member.session_timeout_ms - heartbeat_ms, member.max_poll_interval_ms - poll_ms))
+
+    def others(self) -> set[int]:
+        """Pids of the processes of the group."""
+        group = self._file.load() if self._slot >= 0 else None
+        return set() if group is None else {member.pid for member in group.members.values() if member.group_instance_id is None}
+
+
+_NEVER = 1 << 40
+_AGAIN_MS = 100
+
+
+def _left(group: Group, member_id: str) -> Group:
+    return apply(group, Leave(member_id)) if member_id in group.members else group
+
+
+def _topics_of(subscription: Subscription, known: Mapping[str, TopicMetadata]) -> tuple[str, ...]:
+    """The topics that a subscription means now."""
+    pattern = subscription.pattern
+    if pattern is None:
+        return tuple(sorted(topic for topic in subscription.topics if topic in known))
+    return tuple(sorted(topic for topic in known if _matches(pattern, topic)))
+
+
+def _matches(pattern: tuple[str, int], topic: str) -> bool:
+    import re
+
+    return not topic.startswith("__") and re.compile(*pattern).fullmatch(topic) is not None

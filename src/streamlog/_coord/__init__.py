@@ -1,0 +1,1 @@
+"""Coordination: groups and their offsets, as pure transition tables and folds over internal topics."""

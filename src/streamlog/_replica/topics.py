@@ -1,0 +1,164 @@
+"""Topics come, grow and go: what is done on the disk, and the metadata record that commits it.  All under the metadata lock."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+from streamlog._format import names
+from streamlog._log import partition as partition_log
+from streamlog._log import segment
+from streamlog._os import files, process
+from streamlog._replica.home import Home
+from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
+from streamlog._replica.metadata import Metadata, TopicMetadata
+from streamlog.errors import (
+    InvalidPartitionsError,
+    InvalidTopicError,
+    StorageError,
+    StreamlogTimeoutError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+)
+
+_INTERNAL_SEGMENT_BYTES = 4 << 20  # a fold of an internal topic begins at a segment's start at the latest, once old ones are cleaned (H36)
+
+
+def create(home: Home, name: str, partitions: int, overrides: dict[str, Any], *, exist_ok: bool, timeout: float) -> None:
+    """Create a topic.  Commit step: the synced metadata record.  Raises TopicAlreadyExistsError, InvalidTopicError (collision)."""
+    metadata = home.metadata
+    if exist_ok and name in metadata.topics:
+        return
+    topic_id = process.random_bytes(16)
+
+    def decide() -> list[list[Any]]:
+        if name in metadata.topics:
+            if exist_ok:
+                return []
+            raise TopicAlreadyExistsError(f"there is a topic {name!r}")
+        _check_collision(name, metadata)
+        for number in range(partitions):
+            _make_partition(home, name, topic_id, number)
+        home.fs.sync_dir(f"{home.path}/{names.broker(0)}")
+        return [["TopicRecord", name, topic_id, partitions, overrides]]
+
+    metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), 0, timeout))
+
+
+def create_internal(home: Home, name: str, partitions: int, timeout: float) -> None:
+    """Create an internal topic unless it is there: compacted, in small segments."""
+    overrides = {"cleanup_policy": "compact", "segment_bytes": _INTERNAL_SEGMENT_BYTES}
+    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout)
+
+
+def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> None:
+    """Add partitions.  Raises InvalidPartitionsError where `total` is not more than there are."""
+    metadata, first = home.metadata, [0]
+
+    def decide() -> list[list[Any]]:
+        topic = metadata.by_id.get(topic_id)
+        if topic is None:
+            raise UnknownTopicOrPartitionError(f"topic {name!r} was deleted")
+        if total <= topic.partitions:
+            raise InvalidPartitionsError(f"topic {name!r} has {topic.partitions} partitions; they only grow, {total} is not more")
+        first[0] = topic.partitions
+        for number in range(topic.partitions, total):
+            _make_partition(home, name, topic_id, number)
+        home.fs.sync_dir(f"{home.path}/{names.broker(0)}")
+        return [["PartitionsRecord", topic_id, total]]
+
+    metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), first[0], timeout))
+
+
+def delete(home: Home, name: str, timeout: float) -> None:
+    """Delete a topic and its records.  Commit step: the synced metadata record."""
+    metadata = home.metadata
+    doomed: list[TopicMetadata] = []
+
+    def decide() -> list[list[Any]]:
+        topic = metadata.topic(name)
+        doomed.append(topic)
+        return [["RemoveTopicRecord", topic.topic_id]]
+
+    def act() -> None:
+        topic, held_up = doomed[0], ""
+        for number in range(topic.partitions):
+            try:
+                home.log(topic, number, timeout).mark_deleted(timeout)
+            except StreamlogTimeoutError as error:
+                held_up = held_up or str(error)
+        home.bell.ring()
+        home.release_topic(topic.topic_id)
+        for number in range(topic.partitions):
+            directory = home.directory(topic.name, number)
+            if files.exists(directory):
+                _discard(home, directory, names.deleted(name, number, topic.topic_id))
+        _finish_deletions(home)
+        if held_up:
+            raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
+
+    metadata.write(timeout, decide, act)
+
+
+def _check_collision(name: str, metadata: Metadata) -> None:
+    key = names.collision_key(name)
+    for other in metadata.topics:
+        if names.collision_key(other) == key:
+            raise InvalidTopicError(f"{name!r} collides with topic {other!r}: they differ only in '.' and '_'")
+
+
+def _initialise(home: Home, topic: TopicMetadata | None, first: int, timeout: float) -> None:
+    """Fill the slots of partitions just made, and let their files go."""
+    if topic is not None:
+        in_use = topic.topic_id in home._topics
+        for number in range(first, topic.partitions):
+            home.log(topic, number, timeout).initialise(timeout)
+        if not in_use:
+            home.release_topic(topic.topic_id)
+
+
+def _make_partition(home: Home, name: str, topic_id: bytes, number: int) -> None:
+    directory = home.directory(name, number)
+    if files.exists(directory):  # of a topic whose creation or deletion was cut short
+        _discard(home, directory, names.deleted(name, number, process.random_bytes(16)))
+    partition_log.create(home.fs, directory, topic_id, number)
+    files.take_owner(directory, home.path)
+
+
+def _discard(home: Home, directory: str, new_name: str) -> None:
+    """Take a partition's directory out of the way, then remove it.  Readers that have it mapped go on reading."""
+    target = f"{directory.rpartition('/')[0]}/{new_name}"
+    home.fs.replace(directory, target)
+    files.remove_directory(home.fs, target)
+
+
+def _finish_deletions(home: Home) -> None:
+    """Remove what creations and deletions that were cut short left behind."""
+    broker = f"{home.path}/{names.broker(0)}"
+    for name in home.fs.listdir(broker):
+        directory, parsed = f"{broker}/{name}", names.parse_partition(name.removesuffix(names.DELETED).partition(".")[0])
+        if not files.is_directory(directory) or not _is_leftover(home, directory):
+            continue
+        if name.endswith(names.DELETED):
+            files.remove_directory(home.fs, directory)
+        elif parsed:
+            _discard(home, directory, names.deleted(*parsed, process.random_bytes(16)))
+
+
+def _is_leftover(home: Home, directory: str) -> bool:
+    """Whether a directory holds nothing but segments of topics, or partitions, that the metadata does not have."""
+    known = home.metadata.by_id
+    listing = home.fs.listdir(directory)
+    for name in listing:
+        if not name.endswith((names.LOG, names.INDEX, names.TEMPORARY, names.LEADER_EPOCHS)):
+            return False
+    for base in names.base_offsets(listing):
+        try:
+            header = segment.read_header(home.fs, f"{directory}/{names.log(base)}")
+        except (StorageError, OSError):
+            return False
+        owner = known.get(header.topic_id)
+        if header.topic_id == METADATA_TOPIC_ID or (owner is not None and header.partition < owner.partitions):
+            return False
+    return directory.endswith(names.DELETED) or bool(listing)
