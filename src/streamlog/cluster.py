@@ -213,7 +213,7 @@ class Cluster:
         found = self._refreshed().topics
         if internal:
             return sorted([*found, names.METADATA_TOPIC])
-        return sorted(name for name in found if name not in names.INTERNAL_TOPICS)
+        return sorted(name for name in list(found) if name not in names.INTERNAL_TOPICS)  # a signal handler may fold meanwhile
 
     def delete_topic(self, name: str) -> None:
         """Delete a topic and all its records.  Commit step: the synced metadata record.

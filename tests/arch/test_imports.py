@@ -9,13 +9,15 @@ SOURCE = Path(__file__).parents[2] / "src" / "streamlog"
 LAYERS = {  # a layer may import itself (where it says so) and what stands in its set
     "errors": set(), "types": set(), "_version": set(),
     "config": {"errors", "serdes", "assignors"}, "serdes": {"errors"}, "partitioners": set(), "assignors": {"errors", "types"},
+    "record_batch": {"_format", "errors", "types"},
     "_os": {"_os", "errors"},
     "_format": {"_format", "errors"},
     "_log": {"_log", "_os", "_format", "errors"},
     "_replica": {"_replica", "_log", "_os", "_format", "config", "errors"},
     "_coord": {"_coord", "_log", "_os", "_format", "config", "errors", "types"},
-    "_client": {"_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "errors", "types", "user"},
-    "user": {"user", "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "serdes", "errors", "types", "_version"},
+    "_client": {"_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "record_batch", "errors", "types"},
+    "user": {"user", "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "serdes", "record_batch", "errors", "types",
+        "_version"},
 }  # fmt: skip
 SYSTEM = {"os", "mmap", "fcntl", "time", "socket", "select", "signal", "shutil", "tempfile", "subprocess"}
 EXEMPT = {"cli", "testing", "__main__", "dump", "_check"}  # they stand above, and may look everywhere

@@ -33,7 +33,6 @@ from streamlog._coord.group import (
     CLAIM_MS,
     RECONCILING,
     STABLE,
-    ClaimTarget,
     GiveUp,
     Group,
     GroupTopic,
@@ -42,15 +41,13 @@ from streamlog._coord.group import (
     Leave,
     Member,
     PartitionsChanged,
+    Proceed,
     Release,
     Subscribe,
     Subscription,
-    Take,
     apply,
     chosen_assignor,
-    is_open_to_claim,
-    to_release,
-    to_take,
+    proceed,
 )
 from streamlog._coord.group_file import VERSION, GroupFile
 from streamlog._coord.offsets import CommittedOffset
@@ -66,12 +63,11 @@ _LATE_MS = 1_000  # a timer that ran so late says more about its own process tha
 class Todo:
     """What is left to do outside the lock."""
 
-    __slots__ = ("claimed", "lost", "release")
+    __slots__ = ("lost", "next")
 
     def __init__(self) -> None:
         self.lost = False
-        self.release: frozenset[TopicPartition] | None = None
-        self.claimed = False
+        self.next = Proceed()
 
 
 class Membership:
@@ -131,10 +127,10 @@ class Membership:
                 if todo.lost:
                     self._lose(group, holder)
                     continue
-                if todo.release is not None:
-                    self._give_up(todo.release, group.generation, holder, timeout)
+                if todo.next.release:
+                    self._give_up(todo.next.release, group.generation, holder, timeout)
                     continue
-                if todo.claimed:
+                if todo.next.claimed:
                     self._compute(group, timeout)
                     continue
                 self._tell(group, holder)
@@ -148,7 +144,7 @@ class Membership:
             return False
         after, todo = self._step(group)
         member = after.members.get(self.member_id)
-        return after is group and member is not None and not (todo.lost or todo.claimed or todo.release is not None) and (
+        return after is group and member is not None and todo.next == Proceed() and not todo.lost and (
             member.owned == self.owned and (group.state == ASSIGNING or self._told == group.generation)
         )
 
@@ -171,18 +167,7 @@ class Membership:
         version = self._metadata.version
         if self._stale == group.generation and group.state in (RECONCILING, STABLE) and version > group.metadata_version:
             group = apply(group, PartitionsChanged(version))
-        if is_open_to_claim(group, now):
-            todo.claimed = True
-            return apply(group, ClaimTarget(self.member_id, now)), todo
-        if group.state == RECONCILING:
-            member = group.members[self.member_id]
-            if member.generation != group.generation:
-                if release := to_release(group, member):
-                    todo.release = release
-                    return group, todo
-                group = apply(group, Release(self.member_id, group.generation, frozenset()))
-            if group.state == RECONCILING and to_take(group, group.members[self.member_id]):
-                group = apply(group, Take(self.member_id))
+        group, todo.next = proceed(group, self.member_id, now)
         return group, todo
 
     @staticmethod
@@ -245,7 +230,7 @@ class Membership:
     def _tell(self, group: Group, holder: Holder) -> None:
         """The application hears of what was taken, and once of each generation that it went over to."""
         member = group.members[self.member_id]
-        gone = [tp for tp in self.owned if tp not in member.owned]  # a topic of this name was made anew
+        gone = [tp for tp, epoch in self.owned.items() if member.owned.get(tp) != epoch]  # a topic of this name was made anew
         if gone:
             for tp in gone:
                 del self.owned[tp]
@@ -326,7 +311,7 @@ class Membership:
         group, version = self._file.load(), self._metadata.version
         if group is None or version <= group.metadata_version:
             return
-        known = self._metadata.topics
+        known = dict(self._metadata.topics)
         wanted = {topic for member in group.members.values() for topic in _topics_of(member.subscription, known)}
         now = {topic: (known[topic].topic_id, known[topic].partitions) for topic in wanted}
         if now != {name: (topic.topic_id, topic.partitions) for name, topic in group.topics.items()}:

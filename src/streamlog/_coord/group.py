@@ -546,3 +546,25 @@ def chosen_assignor(group: Group) -> str:
     ordered = [name for name in lists[0] if name in common]
     votes = [next(name for name in names if name in common) for names in lists]
     return max(ordered, key=votes.count)
+
+
+class Proceed(NamedTuple):
+    """How far a member got: it has to `release` partitions, or to compute the target that it `claimed`, or nothing."""
+
+    release: frozenset[TopicPartition] = frozenset()
+    claimed: bool = False
+
+
+def proceed(group: Group, member_id: str, now_ms: int, table: Mapping[type, Transition] = TABLE) -> tuple[Group, Proceed]:
+    """Do all that a member can do at once: claim a target that is wanted, or go over to the one that is there and take what is free."""
+    if is_open_to_claim(group, now_ms):
+        return apply(group, ClaimTarget(member_id, now_ms), table), Proceed(claimed=True)
+    if group.state == RECONCILING:
+        member = group.members[member_id]
+        if member.generation != group.generation:
+            if release := to_release(group, member):
+                return group, Proceed(release)
+            group = apply(group, Release(member_id, group.generation, frozenset()), table)
+        if group.state == RECONCILING and to_take(group, group.members[member_id]):
+            group = apply(group, Take(member_id), table)
+    return group, Proceed()
