@@ -220,13 +220,12 @@ class Cluster:
 
         Views that are held stay valid; its producers and consumers get UnknownTopicOrPartitionError.
         """
-        if name in names.INTERNAL_TOPICS:
-            raise InvalidTopicError(f"{name!r} is an internal topic: it stays")
-        self._refreshed()
+        self._refreshed().topic(name, writable=True)
         topic_admin.delete(self._home, name, self.timeout)
 
     def _add_partitions(self, name: str, topic_id: bytes, total: int) -> None:
         _check_partitions(total)
+        self._refreshed().topic(name, writable=True)
         topic_admin.grow(self._home, name, topic_id, total, self.timeout)
 
     # ---- producers and consumers -------------------------------------------------------------------------------------------

@@ -352,7 +352,7 @@ class Producer:
             raise UnknownTopicOrPartitionError(f"{topic!r} is not a topic's name")
         if self._metadata.changed():
             self._home.refresh(self._block)
-        metadata = self._metadata.topic(name)
+        metadata = self._metadata.topic(name, writable=True)
         expected = getattr(topic, "_topic_id", metadata.topic_id)
         if expected != metadata.topic_id:
             raise UnknownTopicOrPartitionError(f"topic {name!r} (id {expected.hex()}) was deleted")

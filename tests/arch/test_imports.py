@@ -16,8 +16,10 @@ LAYERS = {  # a layer may import itself (where it says so) and what stands in it
     "_replica": {"_replica", "_log", "_os", "_format", "config", "errors"},
     "_coord": {"_coord", "_log", "_os", "_format", "config", "errors", "types"},
     "_client": {"_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "record_batch", "errors", "types"},
-    "user": {"user", "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "serdes", "record_batch", "errors", "types",
-        "_version"},
+    "user": {
+        "user", "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "serdes", "record_batch",
+        "errors", "types", "_version",
+    },
 }  # fmt: skip
 SYSTEM = {"os", "mmap", "fcntl", "time", "socket", "select", "signal", "shutil", "tempfile", "subprocess"}
 EXEMPT = {"cli", "testing", "__main__", "dump", "_check"}  # they stand above, and may look everywhere

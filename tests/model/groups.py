@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from streamlog._coord import group as g
-from streamlog._coord.group import Commit, Death, Expire, Group, Install, Join, Member, Release, Subscribe, Subscription, Take, apply
+from streamlog._coord.group import Commit, Death, Expire, Group, Install, Join, Member, Release, Subscribe, Subscription, apply
 from streamlog.errors import StreamlogError
 from streamlog.types import TopicPartition
 
@@ -45,7 +45,8 @@ RULES = {  # name: what the rule says
     "sane": "an assignor's nonsense is refused: a partition to two members, or to a stranger",
 }
 _GUARDS = {
-    "not-itself": (Expire, g.by_another), "commit-owner": (Commit, g.is_owner), "commit-assigned": (Commit, g.noted_since_assigned), "commit-reached": (Commit, g.noted_by_now),
+    "not-itself": (Expire, g.by_another), "commit-owner": (Commit, g.is_owner),
+    "commit-assigned": (Commit, g.noted_since_assigned), "commit-reached": (Commit, g.noted_by_now),
     "install-swap": (Install, g.is_current), "sane": (Install, g.is_sane),
 }  # fmt: skip
 _SESSION_OVER = 10**6
@@ -78,6 +79,7 @@ INSTANCES = {
     "records": Instance(members=2, partitions=1, epochs=4, records=1, kills=1, stops=1),
     "records, eager": Instance(members=2, partitions=2, epochs=4, records=1, kills=1, cooperative=False),
     "commits, stop": Instance(members=2, partitions=1, epochs=4, records=2, noted=1, stops=1),
+    "owners of 2": Instance(members=2, partitions=2, epochs=4, kills=1, stops=1),
     "all": Instance(members=3, partitions=2, epochs=3, records=1, noted=1, kills=1, stops=1, rotates=True),
     "owners": Instance(members=3, partitions=2, epochs=3, kills=1, stops=1),
     "owners, eager": Instance(members=3, partitions=2, epochs=3, kills=1, stops=1, cooperative=False),
@@ -150,7 +152,8 @@ def table(rules: Set[str]) -> dict[type, g.Transition]:
             made[event] = made[event]._replace(guards=tuple(other for other in made[event].guards if other is not guard))
     if "commit-member" not in rules:
         row = made[Commit]
-        made[Commit] = row._replace(guards=tuple(_only_of_members(guard) for guard in row.guards if guard is not g.commits_from_outside_need_no_members))
+        others = [guard for guard in row.guards if guard is not g.commits_from_outside_need_no_members]
+        made[Commit] = row._replace(guards=tuple(map(_only_of_members, others)))
     if "commit-not-equal" not in rules:
 
         def equal(group: Group, event: Commit) -> None:
@@ -165,11 +168,11 @@ def _only_of_members(guard: Callable[[Group, Any], None]) -> Callable[[Group, An
     return lambda group, event: guard(group, event) if event.member_id in group.members else None
 
 
-def _everything(group: Group, member: Member) -> frozenset[TopicPartition]:  # noqa: ARG001  (stands in for `to_take`)
+def _everything(group: Group, member: Member) -> frozenset[TopicPartition]:
     return member.target - member.owned.keys()
 
 
-def _nothing(group: Group, member: Member) -> frozenset[TopicPartition]:  # noqa: ARG001  (stands in for `to_release`)
+def _nothing(group: Group, member: Member) -> frozenset[TopicPartition]:
     return frozenset()
 
 
@@ -364,9 +367,9 @@ class Model:
         group, who = state.group, f"process {number}"
         names = sorted(group.members)
         topics = {"t": g.GroupTopic(b"t", len(self.partitions), len(self.partitions))}
-        choices = product(names, repeat=len(self.partitions))
-        if self.instance.rotates:
-            choices = iter([tuple(names[(local.claim + number) % len(names)] for number in range(len(self.partitions)))])
+        choices: list[tuple[str, ...]] = list(product(names, repeat=len(self.partitions))) if names else [()]
+        if self.instance.rotates and names:
+            choices = [tuple(names[(local.claim + number) % len(names)] for number in range(len(self.partitions)))]
         for choice in choices:
             targets = {name: frozenset(tp for tp, owner in zip(self.partitions, choice) if owner == name) for name in names}
             if self.instance.nonsense:

@@ -147,10 +147,10 @@ class Fetcher:
                     raise
                 cursor.move(self._reset_position(cursor, policy))
                 continue
-            if batch is None:
-                position = cursor.reader.offset
-                assert cursor.position is not None
-                cursor.position = min(cursor.position, position)  # the log was cut
+            diverged = cursor.reader.diverged
+            if diverged is not None:
+                cursor.reader.diverged = None
+                cursor.position = diverged if cursor.position is None else min(cursor.position, diverged)
             return batch
 
     def _take(self, cursor: Cursor, records: list[Record], limit: int) -> None:

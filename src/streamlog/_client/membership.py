@@ -52,12 +52,14 @@ from streamlog._coord.group import (
 from streamlog._coord.group_file import VERSION, GroupFile
 from streamlog._coord.offsets import CommittedOffset
 from streamlog._os import process
+from streamlog._os.clock import monotonic
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ConsumerConfig
 from streamlog.errors import FencedInstanceIdError, InvalidStateError, RebalanceInProgressError
 from streamlog.types import GroupMetadata, TopicPartition
 
 _LATE_MS = 1_000  # a timer that ran so late says more about its own process than about others (H33)
+# Lateness is of this process and measured by its own clock; sessions are the cluster's, whose clock tests may move.
 
 
 class Todo:
@@ -91,7 +93,8 @@ class Membership:
         self._told = -1  # generation of which the application heard
         self._subscription: Subscription | None = None
         self._wanted: Subscription | None = None
-        self._next_beat = self._last_tick = self._judge_from = 0
+        self._next_beat = 0
+        self._last_tick = self._judge_from = 0.0  # by this process's own clock (s)
         self._finalizer: Any = None
         self._fenced = ""
 
@@ -152,8 +155,8 @@ class Membership:
         """What can be done at once, and what is left to do outside the lock.  Pure but for the looks at who is alive and for joining."""
         todo = Todo()
         now = self._clock.monotonic_ms()
-        in_time = not self.member_id or now - self._last_tick <= self.config.heartbeat_interval_ms + _LATE_MS
-        group = self.coordinator.tidied(group, self.member_id or "-", may_expire=in_time and now >= self._judge_from)
+        self._timers.beat(now)
+        group = self.coordinator.tidied(group, self.member_id or "-", may_expire=self._may_judge())
         if not self.member_id:
             group = self._join(group, now)
         member = group.members.get(self.member_id)
@@ -169,6 +172,14 @@ class Membership:
             group = apply(group, PartitionsChanged(version))
         group, todo.next = proceed(group, self.member_id, now)
         return group, todo
+
+    def _may_judge(self) -> bool:
+        """Whether our own silence is none: who was stopped may find that all others were, and waits a session (H33)."""
+        now = monotonic()
+        if self.member_id and now - self._last_tick > (self.config.heartbeat_interval_ms + _LATE_MS) / 1000:
+            self._judge_from = now + self.config.session_timeout_ms / 1000
+            self._last_tick = now
+        return now >= self._judge_from
 
     @staticmethod
     def _is_new(old: Subscription, new: Subscription) -> bool:
@@ -189,7 +200,7 @@ class Membership:
         slot = self._file.claim_slot(group, tag, now)
         group = apply(group, Join(asked._replace(slot=slot), now, delay))
         self.member_id, self._slot, self._tag, self._subscription, self._wanted = member_id, slot, tag, subscription, None
-        self._next_beat, self._last_tick, self.generation, self._told = now + config.heartbeat_interval_ms, now, -1, -1
+        self._next_beat, self._last_tick, self.generation, self._told = now + config.heartbeat_interval_ms, monotonic(), -1, -1
         self._finalizer = weakref.finalize(self, self._file.free_slot, slot)
         self._timers.add(self)
         return group
@@ -369,15 +380,13 @@ class Membership:
 
     def tick(self, now: int, *, probe: bool) -> int:
         """Store the heartbeat if it is due, and look for what the member should see to; returns when (ms) to come again."""
-        slot, tag = self._slot, self._tag
+        slot = self._slot
         if slot < 0:
             return now + _NEVER
-        if now - self._last_tick > self.config.heartbeat_interval_ms + _LATE_MS:
-            self._judge_from = now + self.config.session_timeout_ms  # we were stopped: others may have been, and come back now
-        self._last_tick = now
-        if now >= self._next_beat:
-            self._file.beat(slot, tag, now)
-            self._next_beat, probe = now + self.config.heartbeat_interval_ms, True
+        self._may_judge()
+        self._last_tick = monotonic()
+        if self.beat(now):
+            probe = True
         group = self._file.load()
         if group is None:
             return self._next_beat
@@ -393,12 +402,22 @@ class Membership:
             due = now + _AGAIN_MS  # until the application has polled
         return max(now + 1, min(due, self._next_beat))
 
+    def beat(self, now: int) -> bool:
+        """Store the heartbeat if it is due."""
+        slot, tag = self._slot, self._tag
+        if slot < 0 or now < self._next_beat:
+            return False
+        self._file.beat(slot, tag, now)
+        self._next_beat = now + self.config.heartbeat_interval_ms
+        return True
+
     def _due(self, member: Member, now: int, probe: bool) -> int:
         """When another member has to be looked at by us: at once if it is dead, else when it will be overdue."""
         if probe and member.group_instance_id is None and not self._file.is_alive(member.slot):
             return now
         heartbeat_ms, poll_ms = self._file.ages(member, now)
-        return max(self._judge_from, now + 1 + min(member.session_timeout_ms - heartbeat_ms, member.max_poll_interval_ms - poll_ms))
+        waits = max(0, int(1000 * (self._judge_from - monotonic())))
+        return now + max(waits, 1 + min(member.session_timeout_ms - heartbeat_ms, member.max_poll_interval_ms - poll_ms))
 
     def others(self) -> set[int]:
         """Pids of the processes of the group."""

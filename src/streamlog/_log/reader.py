@@ -24,13 +24,14 @@ _NO_LIMIT = 2**62
 class LogReader:
     """Reads a partition's batches in order, from an offset.  Belongs to one thread."""
 
-    __slots__ = ("_limit", "_turn", "_view", "epoch", "log", "offset", "opened", "position", "timeout", "verify", "words")
+    __slots__ = ("_limit", "_turn", "_view", "diverged", "epoch", "log", "offset", "opened", "position", "timeout", "verify", "words")
 
     def __init__(self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0) -> None:
         """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known)."""
         self.log, self.words, self.verify, self.timeout = log, log.words, verify, timeout
         self.offset = offset  # of the next batch to read; at first possibly inside one
         self.epoch = epoch
+        self.diverged: int | None = None  # where the log was cut below `offset`; who takes note of it puts None back
         self._view: SegmentView | None = None
         self.opened: Callable[[LogReader], None] | None = None  # told when a file is mapped
         self._turn = -1
@@ -204,7 +205,7 @@ class LogReader:
         known = self.log.leader_epochs()
         end = known.end_offset_for(self.epoch, self.words[HWM])
         if self.offset > end:
-            self.offset = end
+            self.offset = self.diverged = end
 
 
 def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tuple[int, int, int] | None:

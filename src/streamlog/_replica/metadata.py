@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 from streamlog._format import batch as fmt
+from streamlog._format import names
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.reader import LogReader
 from streamlog._log.state import HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
 from streamlog.config import TopicConfig
-from streamlog.errors import UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
 
@@ -155,8 +156,10 @@ class Metadata:
 
     now_ms: Callable[[], int]
 
-    def topic(self, name: str) -> TopicMetadata:
-        """A topic by name.  Raises UnknownTopicOrPartitionError."""
+    def topic(self, name: str, *, writable: bool = False) -> TopicMetadata:
+        """A topic by name.  Raises UnknownTopicOrPartitionError, and where it is to be `writable` by users InvalidTopicError."""
+        if writable and name in names.INTERNAL_TOPICS:
+            raise InvalidTopicError(f"{name!r} is an internal topic: only streamlog writes to it")
         found = self.topics.get(name) if isinstance(name, str) else None
         if found is None:
             import difflib
