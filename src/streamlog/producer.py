@@ -342,7 +342,7 @@ class Producer:
 
     def _target_of(self, topic: Any) -> Target:
         found = self._targets.get(topic) if isinstance(topic, str) else None
-        return found or self._target(topic)
+        return self._target(topic) if found is None or self._metadata.changed() or self._metadata.version != self._version else found
 
     def _target(self, topic: Any) -> Target:
         """What this producer knows of a topic, looked up when first needed and after the metadata changed."""

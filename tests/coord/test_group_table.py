@@ -102,7 +102,8 @@ def diagram() -> str:
                 if source != target:
                     arrows.setdefault((source, target), []).append(event.__name__)
     order = {state: number for number, state in enumerate(g.STATES)}
-    lines = [f"    {source} --> {target}: {', '.join(names)}" for (source, target), names in sorted(arrows.items(), key=lambda a: [order[s] for s in a[0]])]
+    found = sorted(arrows.items(), key=lambda arrow: [order[state] for state in arrow[0]])
+    lines = [f"    {source} --> {target}: {', '.join(names)}" for (source, target), names in found]
     return "\n".join(["stateDiagram-v2", "    [*] --> Dead", *lines, ""])
 
 

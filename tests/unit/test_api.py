@@ -531,7 +531,7 @@ BAD_CALLS = {
     "transactions": (lambda log: log.producer(transactional_id="x"), streamlog.InvalidConfigError),
     "linger above delivery": (lambda log: log.producer(linger_ms=10, delivery_timeout_ms=5), streamlog.InvalidConfigError),
     "serializer name": (lambda log: log.producer(value_serializer="pickle"), streamlog.InvalidConfigError),
-    "group": (lambda log: log.consumer("t", group_id="g"), streamlog.InvalidConfigError),
+    "compaction": (lambda log: log.create_topic("x", cleanup_policy="compact"), streamlog.InvalidConfigError),
     "consume unknown": (lambda log: log.consumer("nope"), streamlog.UnknownTopicOrPartitionError),
     "assign unknown": (lambda log: log.consumer().assign([("t", 7)]), streamlog.UnknownTopicOrPartitionError),
     "assign rubbish": (lambda log: log.consumer().assign([7]), streamlog.UnknownTopicOrPartitionError),
