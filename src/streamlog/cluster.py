@@ -286,9 +286,7 @@ class Cluster:
         """What a group committed.  Raises GroupIdNotFoundError."""
         return self._groups.offsets(group_id, self.timeout)
 
-    def alter_group_offsets(
-        self, group_id: str, offsets: Mapping[TopicPartition | tuple[str, int], int | OffsetAndMetadata]
-    ) -> None:
+    def alter_group_offsets(self, group_id: str, offsets: Mapping[Any, int | OffsetAndMetadata]) -> None:
         """Set committed offsets of a group that has no members; begins the group where there is none.
 
         Raises: NonEmptyGroupError, UnknownTopicOrPartitionError, OffsetMetadataTooLargeError; nothing is changed then.
@@ -321,8 +319,9 @@ class Cluster:
             self._close_children()
         finally:
             self._closed = True
-            if self._groups_of_home is not None:
+            if self._groups_of_home is not None and self._groups_of_home.home is home and home is not None and not home.closed:
                 self._groups_of_home.close()
+            self._groups_of_home = None
             if home is not None and home.closed:
                 home.abandon()
             elif home is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from _thread import RLock
 from operator import length_hint
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from streamlog.record_batch import RecordBatch
 
 from streamlog._client.cursor import Cursor
+from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
+from streamlog._coord.group import Commit
 from streamlog._log.partition import PartitionLog
 from streamlog._os import process
 from streamlog._os.clock import monotonic
@@ -56,10 +59,12 @@ class Consumer:
         self._home, self.config, self._groups = home, config, groups
         self._metadata = home.metadata
         self._version = home.metadata.version
-        self._lock = RLock()  # held while a call runs: tells a second thread
+        self._renew_lock()
         self._timeout = config.default_api_timeout_ms / 1000
         self._gathers = config.fetch_min_bytes > 1
         self._closed_reason = ""
+        self._busy = self._fetching = False
+        self._close_asked: tuple[bool, float | None] | None = None  # inside another call
         self._fetcher = Fetcher(home, config)
         self._subscribed: set[str] = set()
         self._pattern: Any = None
@@ -84,31 +89,21 @@ class Consumer:
     def __enter__(self) -> Consumer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._fetcher.handed = []  # what was being processed is read again
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         group = f" in group {self.config.group_id!r}" if self.config.group_id else ""
         return f"<streamlog.Consumer of {self._home.path}{group}{' (closed)' if self._closed_reason else ''}>"
 
-    def _enter(self, *, keep_chunk: bool = False) -> None:
-        """Begin a call: no other thread is in one, and what iteration holds goes back to its partitions."""
-        if not self._lock.acquire(False):
-            raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
-        try:
-            if self._closed_reason:
-                raise ClosedError(f"the consumer is closed: {self._closed_reason}")
-            self._home.check_open()
-            if self._chunk and not keep_chunk:
-                self._take_back()
-        except BaseException:
-            self._lock.release()
-            raise
+    def _renew_lock(self) -> None:
+        lock = RLock()  # held while a call runs: tells a second thread
+        self._acquire, self._release = lock.acquire, lock.release
 
-    def _leave(self) -> None:
-        self._lock.release()
+    def _check_open(self) -> None:
+        if self._closed_reason:
+            raise ClosedError(f"the consumer is closed: {self._closed_reason}")
+        self._home.check_open()
 
     # ---- what counts as processed ------------------------------------------------------------------------------------------------
 
@@ -158,21 +153,19 @@ class Consumer:
             if not self._stores:
                 self._count(record)
 
+    @exclusive(keep_chunk=True)
     def store_offset(self, record: Record) -> None:
         """This record and those before it in its partition are processed; from now on only what is stored is committed.
 
         Raises: InvalidStateError where its partition is not assigned.
         """
-        self._enter(keep_chunk=True)
-        try:
-            tp = topic_partition(record[:2])
-            self._known(tp).process(record.offset + 1, record.leader_epoch, self._generation())
-            self._stores = True
-        finally:
-            self._leave()
+        tp = topic_partition(record[:2])
+        self._known(tp).process(record.offset + 1, record.leader_epoch, self._generation())
+        self._stores = True
 
     # ---- what is read ----------------------------------------------------------------------------------------------------------
 
+    @exclusive()
     def subscribe(self, topics: Iterable[str] = (), pattern: Any = None, listener: Any = None) -> None:
         """Read `topics`, or those whose name a regular expression matches whole; with a group, the partitions that it gives this member.
 
@@ -181,60 +174,50 @@ class Consumer:
         to go: it may still be committed) and `on_partitions_lost(tps)` (gone already); all are called inside `poll`, on its thread.
         Raises: UnknownTopicOrPartitionError, InvalidStateError after `assign`.
         """
-        self._enter()
-        try:
-            if self._assigned_by_hand:
-                raise InvalidStateError("subscribe and assign exclude each other: call unsubscribe() first")
-            names = [topic.name if hasattr(topic, "_topic_id") else topic for topic in listed("topics", topics)]
-            for name in names:
-                if not isinstance(name, str):
-                    raise UnknownTopicOrPartitionError(f"{name!r} is not a topic's name")
-            wanted = set(names)
-            if bool(wanted) == (pattern is not None):
-                raise ConfigurationError("subscribe takes either topics or a pattern")
-            self._metadata.refresh(self._timeout)
-            for topic in wanted:
-                self._metadata.topic(topic)
-            if pattern is not None:
-                pattern = _compiled(pattern)
-            self._subscribed, self._pattern, self._listener = wanted, pattern, listener
-            if self._groups is not None:
-                self._version = self._metadata.version
-                self._member().subscribe(tuple(sorted(wanted)), None if pattern is None else (pattern.pattern, pattern.flags))
-            else:
-                self._follow_metadata(first=True)
-        finally:
-            self._leave()
+        if self._assigned_by_hand:
+            raise InvalidStateError("subscribe and assign exclude each other: call unsubscribe() first")
+        names = [topic.name if hasattr(topic, "_topic_id") else topic for topic in listed("topics", topics)]
+        for name in names:
+            if not isinstance(name, str):
+                raise UnknownTopicOrPartitionError(f"{name!r} is not a topic's name")
+        wanted = set(names)
+        if bool(wanted) == (pattern is not None):
+            raise ConfigurationError("subscribe takes either topics or a pattern")
+        self._metadata.refresh(self._timeout)
+        for topic in wanted:
+            self._metadata.topic(topic)
+        if pattern is not None:
+            pattern = _compiled(pattern)
+        self._subscribed, self._pattern, self._listener = wanted, pattern, listener
+        if self._groups is not None:
+            self._version = self._metadata.version
+            self._member().subscribe(tuple(sorted(wanted)), None if pattern is None else (pattern.pattern, pattern.flags))
+        else:
+            self._follow_metadata(first=True)
 
+    @exclusive()
     def assign(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> None:
         """Read these partitions and no others, whatever a group says.  What stays keeps its position.
 
         With a `group_id` offsets are kept under its name, as long as it has no members.
         Raises: UnknownTopicOrPartitionError, InvalidStateError after `subscribe`.
         """
-        self._enter()
-        try:
-            if self._is_subscribed():
-                raise InvalidStateError("assign and subscribe exclude each other: call unsubscribe() first")
-            self._metadata.refresh(self._timeout)
-            wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
-            cursors = {tp: self._cursor(tp, self.config.auto_offset_reset) for tp in wanted}
-            if any(tp not in cursors for tp in self._fetcher.cursors):
-                self._commit_by_itself(self._timeout)
-            self._fetcher.set_cursors(cursors)
-            self._assigned_by_hand = bool(cursors)
-        finally:
-            self._leave()
+        if self._is_subscribed():
+            raise InvalidStateError("assign and subscribe exclude each other: call unsubscribe() first")
+        self._metadata.refresh(self._timeout)
+        wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
+        cursors = {tp: self._cursor(tp, self.config.auto_offset_reset) for tp in wanted}
+        if any(tp not in cursors for tp in self._fetcher.cursors):
+            self._commit_by_itself(self._timeout)
+        self._fetcher.set_cursors(cursors)
+        self._assigned_by_hand = bool(cursors)
 
+    @exclusive()
     def unsubscribe(self) -> None:
         """Read nothing, and leave the group."""
-        self._enter()
-        try:
-            self._depart(self._timeout, autocommit=True)
-            self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
-            self._raise_listener_error()
-        finally:
-            self._leave()
+        self._depart(monotonic() + self._timeout, autocommit=True)
+        self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
+        self._raise_listener_error()
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that are read."""
@@ -300,8 +283,9 @@ class Consumer:
 
     def _follow_group(self, member: Membership, deadline: float) -> None:
         """Do what the group asks for.  Where its lock cannot be had the poll goes on with what is there, up to the default time-out."""
+        patience = max(_LOCK_PATIENCE, min(deadline - monotonic(), self._timeout))
         try:
-            member.poll(_Share(self), max(_LOCK_PATIENCE, deadline - monotonic()) if deadline < monotonic() + self._timeout else self._timeout)
+            member.poll(_Share(self, patience), patience)
             self._locked_out_since = None
         except StreamlogTimeoutError:
             now = monotonic()
@@ -332,29 +316,36 @@ class Consumer:
         gone = set(partitions)
         self._fetcher.set_cursors({tp: cursor for tp, cursor in self._fetcher.cursors.items() if tp not in gone})
 
-    def _receive(self, partitions: Sequence[TopicPartition]) -> None:
-        """Partitions are ours from now on."""
+    def _receive(self, partitions: Mapping[TopicPartition, int]) -> None:
+        """Partitions are ours from now on, each since a generation.  One whose topic is gone already is left out."""
         member = self._member()
-        self._drop(partitions)
-        cursors = dict(self._fetcher.cursors)
-        for tp in partitions:
+        cursors, added = dict(self._fetcher.cursors), []
+        for tp, generation in partitions.items():
             reset = "earliest" if member.read_from_beginning(tp) else self.config.auto_offset_reset
-            cursors[tp] = self._cursor(tp, reset)
+            try:
+                if tp.topic not in self._metadata.topics or tp.partition >= self._metadata.topics[tp.topic].partitions:
+                    self._metadata.refresh(self._timeout)
+                cursor = self._cursor(tp, reset)
+            except UnknownTopicOrPartitionError:
+                continue
+            cursor.assignment = generation
+            cursors[tp] = cursor
+            added.append(tp)
         self._fetcher.set_cursors(cursors)
-        self._hear("on_partitions_assigned", partitions)
+        self._hear("on_partitions_assigned", added)
 
-    def _depart(self, timeout: float, *, autocommit: bool) -> None:
+    def _depart(self, deadline: float, *, autocommit: bool) -> None:
         """Give everything up: commit, tell the listener, leave the group."""
-        if autocommit:
-            self._commit_by_itself(timeout)
         member = self._membership
         try:
-            if member is not None and member.owned:
-                self._hear("on_partitions_revoked", sorted(member.owned))
+            if autocommit:
+                self._commit_by_itself(max(0.0, deadline - monotonic()))
+            if member is not None and self._fetcher.cursors:
+                self._hear("on_partitions_revoked", sorted(self._fetcher.cursors))
         finally:
             self._fetcher.set_cursors({})
-            if member is not None:
-                member.leave(timeout)
+            if member is not None and not self._home.closed:
+                member.leave(max(0.0, deadline - monotonic()))
 
     def group_metadata(self) -> GroupMetadata:
         """This consumer's membership as it is now, for a producer that commits its offsets.  Raises InvalidStateError without a group."""
@@ -363,17 +354,14 @@ class Consumer:
             return GroupMetadata(self.config.group_id or "", -1, "", self.config.group_instance_id)
         return self._membership.metadata()
 
+    @exclusive()
     def enforce_rebalance(self) -> None:
         """Ask the group for a new assignment; it comes with the next polls of its members."""
-        self._enter()
-        try:
-            self._need_group()
-            if not self._is_subscribed():
-                raise InvalidStateError("only a consumer that is subscribed takes part in rebalances")
-            if self._membership is not None and self._membership.member_id:
-                self._membership.rebalance(self._timeout)
-        finally:
-            self._leave()
+        self._need_group()
+        if not self._is_subscribed():
+            raise InvalidStateError("only a consumer that is subscribed takes part in rebalances")
+        if self._membership is not None and self._membership.member_id:
+            self._membership.rebalance(self._timeout)
 
     def _need_group(self) -> None:
         if self._groups is None:
@@ -381,6 +369,7 @@ class Consumer:
 
     # ---- commits ---------------------------------------------------------------------------------------------------------------
 
+    @exclusive(keep_chunk=True)
     def commit(self, offsets: Mapping[Any, Any] | None = None) -> None:
         """Commit offsets (`{partition: offset or OffsetAndMetadata}`; the next to read), all or none; without them what is processed.
 
@@ -388,13 +377,10 @@ class Consumer:
         Raises: CommitFailedError and its leaves (the partitions have moved: poll), FencedInstanceIdError, InvalidStateError (no group),
         OffsetMetadataTooLargeError, UnknownTopicOrPartitionError, StreamlogTimeoutError.
         """
-        self._enter(keep_chunk=True)
-        try:
-            self._commit(self._to_commit(offsets), self._timeout)
-            self._run_callbacks()
-        finally:
-            self._leave()
+        self._commit(self._to_commit(offsets), self._timeout, explicit=offsets is not None)
+        self._run_callbacks()
 
+    @exclusive(keep_chunk=True)
     def commit_async(
         self,
         offsets: Mapping[Any, Any] | None = None,
@@ -404,17 +390,13 @@ class Consumer:
 
         The commit itself is written at once, in order with all others; it is not tried again.
         """
-        self._enter(keep_chunk=True)
+        wanted, error = self._to_commit(offsets), None
         try:
-            wanted, error = self._to_commit(offsets), None
-            try:
-                self._commit(wanted, self._timeout)
-            except StreamlogError as failure:
-                error = failure
-            if callback is not None:
-                self._callbacks.append(lambda: callback(wanted, error))
-        finally:
-            self._leave()
+            self._commit(wanted, self._timeout, explicit=offsets is not None)
+        except StreamlogError as failure:
+            error = failure
+        if callback is not None:
+            self._callbacks.append(lambda: callback(wanted, error))
 
     def _to_commit(self, offsets: Mapping[Any, Any] | None) -> dict[TopicPartition, OffsetAndMetadata]:
         self._need_group()
@@ -438,34 +420,41 @@ class Consumer:
             if cursor.processed is not None
         }
 
-    def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout: float) -> None:
-        if not offsets:
-            return
+    def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout: float, *, explicit: bool = False) -> None:
+        """Commit under the ids of the topics that were read.  What was deleted since is left out, or, if `explicit`, an error."""
         from streamlog._client.groups import committed_offset
 
         now, member, cursors = self._home.clock.now_ms(), self._member(), self._fetcher.cursors
-        written = {tp: committed_offset(offset, now) for tp, offset in offsets.items()}
-        noted = {}
+        written, noted = {}, {}
         for tp, offset in offsets.items():
-            cursor = cursors.get(tp)
+            cursor, topic = cursors.get(tp), self._metadata.topics.get(tp.topic)
+            if topic is None or (cursor is not None and cursor.topic_id != topic.topic_id):
+                if explicit:
+                    raise UnknownTopicOrPartitionError(f"topic {tp.topic!r} was deleted since {tp.topic}-{tp.partition} was assigned; poll again")
+                continue
             own = cursor is not None and cursor.processed == offset.offset
             noted[tp] = cursor.generation if own and cursor is not None else member.generation
+            written[topic.topic_id, tp.partition] = committed_offset(offset, now)
+        if not written:
+            return
         if self._is_subscribed():
             member.commit(written, noted, timeout)
         else:
-            member.coordinator.commit("", None, written, noted, durability=self.config.durability, timeout=timeout)
-        for tp, offset in offsets.items():
+            member.coordinator.commit(Commit("", None, noted), written, durability=self.config.durability, timeout=timeout)
+        for tp in noted:
             if tp in cursors:
-                cursors[tp].committed = offset.offset
+                cursors[tp].committed = offsets[tp].offset
 
     def _commit_by_itself(self, timeout: float, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Auto-commit of what is processed and not committed yet.  What goes wrong is logged: the records are read again."""
-        if self._groups is None or not self.config.enable_auto_commit:
+        if self._groups is None or not self.config.enable_auto_commit or self._home.closed:
             return
         cursors = self._fetcher.cursors
         chosen = cursors.values() if partitions is None else [cursors[tp] for tp in partitions if tp in cursors]
+        offsets = self._processed([cursor for cursor in chosen if cursor.processed != cursor.committed])
         try:
-            self._commit(self._processed([cursor for cursor in chosen if cursor.processed != cursor.committed]), timeout)
+            if offsets:
+                self._commit(offsets, timeout)
         except StreamlogError as error:
             import logging
 
@@ -479,20 +468,18 @@ class Consumer:
     def _committed_of(self, cursor: Cursor) -> CommittedOffset | None:
         return self._member().coordinator.offset_of(cursor.topic_id, cursor.tp.partition, self._timeout)
 
+    @exclusive(keep_chunk=True)
     def committed(self, tp: TopicPartition | tuple[str, int]) -> OffsetAndMetadata | None:
         """What the group committed for a partition, assigned or not; None where there is nothing."""
-        self._enter(keep_chunk=True)
-        try:
-            self._need_group()
-            wanted = topic_partition(tp)
-            self._metadata.refresh(self._timeout)
-            found = self._member().coordinator.offset_of(self._metadata.topic(wanted.topic).topic_id, wanted.partition, self._timeout)
-            return None if found is None else found.public()
-        finally:
-            self._leave()
+        self._need_group()
+        wanted = topic_partition(tp)
+        self._metadata.refresh(self._timeout)
+        found = self._member().coordinator.offset_of(self._metadata.topic(wanted.topic).topic_id, wanted.partition, self._timeout)
+        return None if found is None else found.public()
 
     # ---- reading ---------------------------------------------------------------------------------------------------------------
 
+    @exclusive(fetches=True)
     def poll(self, timeout_ms: int = 0, max_records: int | None = None) -> list[Record]:
         """The next records, at most `max_records` (`max_poll_records`), waiting up to `timeout_ms` for the first.
 
@@ -502,37 +489,42 @@ class Consumer:
         before it were returned; `seek` to its `next_offset` to pass over it), InvalidStateError (nothing is subscribed or assigned),
         FencedInstanceIdError, InconsistentGroupProtocolError.
         """
-        self._enter()
-        try:
-            limit = self.config.max_poll_records if max_records is None else max_records
-            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-                raise ConfigurationError(f"max_records={max_records!r}: a whole number from 1 is wanted")
-            return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all, limit)
-        finally:
-            self._leave()
+        limit = self.config.max_poll_records if max_records is None else max_records
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"max_records={max_records!r}: a whole number from 1 is wanted")
+        return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all, limit)
 
+    @exclusive(fetches=True)
     def poll_batches(self, timeout_ms: int = 0) -> list[RecordBatch]:
         """The next batches as columns in place, up to `max_partition_fetch_bytes` of each partition; waits like `poll`."""
-        self._enter()
-        try:
-            return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all_batches)
-        finally:
-            self._leave()
+        return self._fetch(monotonic() + milliseconds(timeout_ms), self._fetcher.take_all_batches)
 
     def _fetch(self, deadline: float, take: Callable[..., list[Any]], *args: int) -> list[Any]:
-        self._asked_for_more()
-        while True:
-            self._look_around(deadline)
-            bells = self._other_bells() if self._gathers else ()
-            if self._gathers:
-                self._fetcher.gather(deadline, bells, self._is_called)
-            found = take(*args)
-            if found or not self._fetcher.wait(deadline, self._other_bells(), self._is_called):
-                return found
+        if self._fetching:
+            raise InvalidStateError("a poll inside a poll: its listener, or a signal handler, cannot fetch records")
+        if not self._reads():
+            raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
+        try:
+            self._fetching = True
+            self._asked_for_more()
+            while True:
+                self._look_around(deadline)
+                if self._close_asked is not None or not self._reads():  # a listener's doing
+                    return []
+                if self._gathers:
+                    self._fetcher.gather(deadline, self._other_bells(), self._is_called)
+                if found := take(*args):
+                    self._fetcher.hand_over()
+                    return found
+                if not self._fetcher.wait(deadline, self._other_bells(), self._is_called):
+                    return []
+        finally:
+            self._fetching = False
+
+    def _reads(self) -> bool:
+        return self._is_subscribed() or self._assigned_by_hand
 
     def _look_around(self, deadline: float) -> None:
-        if not self._fetcher.rotation and not self._is_subscribed() and not self._assigned_by_hand:
-            raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
         if self._woken:
             self._woken = False
             raise WakeupError("wakeup() was called")
@@ -542,7 +534,7 @@ class Consumer:
             now = monotonic()
             if now >= self._next_commit:
                 self._next_commit = now + self.config.auto_commit_interval_ms / 1000
-                self._commit_by_itself(self._timeout)
+                self._commit_by_itself(_LOCK_PATIENCE)
         if self._metadata.changed() or self._metadata.version != self._version:
             self._follow_metadata()
             self._raise_listener_error()
@@ -555,7 +547,8 @@ class Consumer:
     def _is_called(self) -> bool:
         """Whether a sleeping poll has something else to do than to take records."""
         member = self._membership
-        return self._woken or self._metadata.changed() or (member is not None and self._is_subscribed() and member.is_due())
+        is_due = member is not None and self._is_subscribed() and member.is_due()
+        return is_due or self._woken or self._close_asked is not None or self._metadata.changed()
 
     def _other_bells(self) -> Sequence[Bell]:
         bells = [self._metadata.log.bell] if self._is_subscribed() else []
@@ -564,26 +557,26 @@ class Consumer:
         return bells
 
     def __iter__(self) -> Iterator[Record]:
-        """Records one by one, waiting for more; ends after `consumer_timeout_ms` without one.
+        """Records one by one, waiting for more; ends after `consumer_timeout_ms` without one, and when a signal handler closes the consumer.
 
-        At least once: a record counts as processed when the loop asks for the next one, so not after `break` or an exception.
+        At least once: a record counts as processed, and may be committed, when the loop asks for the next one, so not after `break` or an
+        exception: who goes on from what is committed reads it again.  This consumer itself goes on after it.
         """
-        idle = self.config.consumer_timeout_ms
         while True:
             yield from self._chunk_left
-            if self._chunk and not self._closed_reason:  # handed out to the end, and asked for more
+            if self._chunk:  # handed out to the end, and asked for more
                 self._fetcher.handed, self._chunk, self._chunk_cursors, self._counted, self._in_hand = self._chunk_cursors, [], [], 0, None
-            self._enter()
-            try:
-                records = self._fetch(
-                    monotonic() + (1e9 if idle is None else idle / 1000), self._fetcher.take_all, self.config.max_poll_records
-                )
-                self._chunk, self._chunk_left, self._counted = records, iter(records), 0
-                self._chunk_cursors, self._fetcher.handed = self._fetcher.handed, []
-            finally:
-                self._leave()
-            if not records:
+            if not self._next_chunk():
                 return
+
+    @exclusive(fetches=True)
+    def _next_chunk(self) -> bool:
+        """Fetch what iteration hands out next; False where there was nothing for too long."""
+        idle = self.config.consumer_timeout_ms
+        records = self._fetch(monotonic() + (1e9 if idle is None else idle / 1000), self._fetcher.take_all, self.config.max_poll_records)
+        self._chunk_cursors, self._fetcher.handed = self._fetcher.handed, []
+        self._chunk, self._chunk_left, self._counted = records, iter(records), 0
+        return bool(records)
 
     def wakeup(self) -> None:
         """End a `poll` of another thread, or the next one, with WakeupError.  Any thread may call it."""
@@ -599,17 +592,14 @@ class Consumer:
             raise InvalidStateError(f"{tp} is not assigned to this consumer")
         return cursor
 
+    @exclusive()
     def position(self, tp: TopicPartition | tuple[str, int]) -> int:
         """Offset of the next record to be returned."""
-        self._enter()
-        try:
-            cursor = self._known(tp)
-            if cursor.position is None:
-                self._fetcher.begin(cursor)
-            assert cursor.position is not None
-            return cursor.position
-        finally:
-            self._leave()
+        cursor = self._known(tp)
+        if cursor.position is None:
+            self._fetcher.begin(cursor)
+        assert cursor.position is not None
+        return cursor.position
 
     def seek(self, tp: TopicPartition | tuple[str, int], offset: int) -> None:
         """Go on at `offset`; out of range, the reset policy acts at the next poll."""
@@ -639,22 +629,19 @@ class Consumer:
         self._need_group()
         self._move((), lambda _: None)
 
+    @exclusive()
     def _move(self, partitions: Sequence[Any], place: Callable[[Cursor], int | None]) -> None:
         """Change positions.  A commit then commits the new ones: it is by request that they go back."""
-        self._enter()
-        try:
-            cursors = [self._known(tp) for tp in partitions] or list(self._fetcher.rotation)
-            for cursor, offset in [(cursor, place(cursor)) for cursor in cursors]:
-                cursor.move(offset)
-                if offset is None:
-                    cursor.processed = None
-                elif not self._stores:
-                    cursor.process(offset, -1, self._generation())
-                if self._in_hand is not None and cursor.tp == self._in_hand[:2]:
-                    self._in_hand = None
-                self._fetcher.handed = [other for other in self._fetcher.handed if other is not cursor]
-        finally:
-            self._leave()
+        cursors = [self._known(tp) for tp in partitions] or list(self._fetcher.rotation)
+        for cursor, offset in [(cursor, place(cursor)) for cursor in cursors]:
+            cursor.move(offset)
+            if offset is None:
+                cursor.processed = None
+            elif not self._stores:
+                cursor.process(offset, -1, self._generation())
+            if self._in_hand is not None and cursor.tp == self._in_hand[:2]:
+                self._in_hand = None
+            self._fetcher.handed = [other for other in self._fetcher.handed if other is not cursor]
 
     def pause(self, *partitions: TopicPartition | tuple[str, int]) -> None:
         """Return nothing of these partitions until `resume`; their positions stay."""
@@ -664,13 +651,10 @@ class Consumer:
         """Go on with paused partitions."""
         self._set_paused(partitions, False)
 
+    @exclusive()
     def _set_paused(self, partitions: Sequence[Any], paused: bool) -> None:
-        self._enter()
-        try:
-            for cursor in [self._known(tp) for tp in partitions]:
-                cursor.paused = paused
-        finally:
-            self._leave()
+        for cursor in [self._known(tp) for tp in partitions]:
+            cursor.paused = paused
 
     def paused(self) -> set[TopicPartition]:
         """The partitions that are paused."""
@@ -697,56 +681,70 @@ class Consumer:
         found = zip(self._logs(times), times.values())
         return {tp: offset_for_time(log, timestamp_ms, self._timeout) for (tp, log), timestamp_ms in found}
 
+    @exclusive()
     def _logs(self, partitions: Iterable[Any]) -> list[tuple[TopicPartition, PartitionLog]]:
-        self._enter()
-        try:
-            self._metadata.refresh(self._timeout)
-            wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
-            return [(tp, self._home.log(self._metadata.topic(tp.topic), tp.partition, self._timeout)) for tp in wanted]
-        finally:
-            self._leave()
+        self._metadata.refresh(self._timeout)
+        wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
+        return [(tp, self._home.log(self._metadata.topic(tp.topic), tp.partition, self._timeout)) for tp in wanted]
 
     def close(self, autocommit: bool = True, timeout: float | None = None) -> None:
         """Stop reading: commit what is processed (if `autocommit` and the configuration say so), tell the listener, leave the group.
 
-        Waits for other processes at most `timeout` seconds (None: `default_api_timeout_ms`); a group that could not be told finds out by
-        itself.  A static member stays in its group until its session ends.  Batches that are held stay valid.
+        While an exception is being handled, records of the last `poll` do not count as processed.  Waits for other processes at most
+        `timeout` seconds (None: `default_api_timeout_ms`); a group that could not be told finds out by itself.  A static member stays in
+        its group until its session ends.  Inside another call (of a listener, of a signal handler) it happens when that call ends.
+        Batches that are held stay valid.
         """
         check_timeout(timeout)
         if self._closed_reason:
             return
-        if not self._lock.acquire(False):
-            raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
+        held: list[bool] = []
         try:
-            if self._home.closed:
-                autocommit = False
-            if self._chunk:
-                self._take_back()
-            self._count_handed()
-            try:
-                self._depart(self._timeout if timeout is None else timeout, autocommit=autocommit)
-            finally:
-                self._closed_reason = "close() was called"
-                self._chunk, self._chunk_left = [], iter(())
-                self._fetcher.set_cursors({})
+            held.extend(map(self._acquire, AT_ONCE))
+            if not held[0]:
+                raise ConcurrentModificationError("a consumer belongs to one thread; another one is using it")
+            if self._busy:
+                self._close_asked = autocommit, timeout
+            else:
+                self._close(autocommit, monotonic() + (self._timeout if timeout is None else timeout))
+        finally:
+            if True in held:
+                self._release()
+
+    def _close(self, autocommit: bool, deadline: float) -> None:
+        self._close_asked = None
+        if self._chunk:
+            self._take_back()
+        if sys.exc_info()[1] is not None:
+            self._fetcher.handed = []
+        self._count_handed()
+        self._busy = True
+        try:
+            self._depart(deadline, autocommit=autocommit)
             self._run_callbacks()
             self._raise_listener_error()
         finally:
-            self._lock.release()
+            self._closed_reason = self._closed_reason or "close() was called"
+            self._chunk, self._chunk_left = [], iter(())
+            self._busy = False
 
 
 class _Share:
     """What its membership asks of a consumer, during one poll."""
 
-    __slots__ = ("_consumer",)
+    __slots__ = ("_consumer", "_patience")
 
-    def __init__(self, consumer: Consumer) -> None:
-        self._consumer = consumer
+    def __init__(self, consumer: Consumer, patience: float) -> None:
+        self._consumer, self._patience = consumer, patience
+
+    def held(self) -> dict[TopicPartition, int]:
+        """The partitions that are read, with the generation in which the group gave them."""
+        return {tp: cursor.assignment for tp, cursor in self._consumer._fetcher.cursors.items()}
 
     def revoke(self, partitions: Sequence[TopicPartition]) -> None:
         """These are about to go to another member."""
         consumer = self._consumer
-        consumer._commit_by_itself(consumer._timeout, partitions)
+        consumer._commit_by_itself(self._patience, partitions)
         consumer._hear("on_partitions_revoked", partitions)
         consumer._drop(partitions)
 
@@ -755,7 +753,7 @@ class _Share:
         self._consumer._drop(partitions)
         self._consumer._hear("on_partitions_lost", partitions)
 
-    def receive(self, partitions: Sequence[TopicPartition]) -> None:
+    def receive(self, partitions: Mapping[TopicPartition, int]) -> None:
         """These are ours."""
         self._consumer._receive(partitions)
 
@@ -776,7 +774,7 @@ _consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for consumer in list(_consumers):
-        consumer._lock = RLock()
+        consumer._renew_lock()
         consumer._closed_reason = "it belongs to the process that this one was forked from"
     _consumers.clear()
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,8 @@ def open_file(place: Path, fs: object = LOCAL) -> GroupFile:
 
 
 @pytest.fixture
-def file(place: Path) -> Iterator[GroupFile]:
-    found = open_file(place)
-    yield found
-    found.close()
+def file(place: Path) -> GroupFile:
+    return open_file(place)
 
 
 def test_versions_alternate_between_two_slots_and_all_see_the_last(place: Path, file: GroupFile) -> None:

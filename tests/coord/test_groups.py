@@ -591,17 +591,18 @@ def test_alone_in_its_group_a_member_keeps_what_it_has(topic: streamlog.Cluster)
 
 
 def test_h33_a_judge_that_was_stopped_itself_waits_a_session(topic: streamlog.Cluster) -> None:
-    a, b = topic.consumer("t", group_instance_id="A", **G), topic.consumer("t", **G)
+    a, b = topic.consumer("t", **G), topic.consumer("t", **G)
     settle(a, b)
-    a.close()
-    member = b._membership
-    assert member is not None
+    silent, judge = a._membership, b._membership
+    assert silent is not None
+    assert judge is not None
+    silent._timers.remove(silent)
     topic._home.clock.advance(50_000)
-    member._last_tick -= 50
+    judge._last_tick -= 50
     beat(b)
     settle(b)
     assert len(b.assignment()) == 2
-    member._judge_from = 0
+    judge._judge_from = 0
     beat(b)
     settle(b)
     assert len(b.assignment()) == 4

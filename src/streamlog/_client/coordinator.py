@@ -8,11 +8,13 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import TypeVar
+    from typing import TypeAlias, TypeVar
 
     from streamlog._coord.group_file import GroupFile
+    from streamlog._log.partition import Pending
 
     R = TypeVar("R")
+    Offsets: TypeAlias = "Mapping[tuple[bytes, int], CommittedOffset]"  # by topic id and partition
 
 from streamlog._coord.group import (
     EMPTY,
@@ -25,9 +27,10 @@ from streamlog._coord.group import (
     GroupTopic,
     apply,
 )
-from streamlog._coord.group_file import HOLDER
+from streamlog._coord.group_file import HOLDER, VERSION
 from streamlog._coord.offsets import CommittedOffset, GroupMetadata, GroupOffsets, OffsetsLog, commit_record, expired, metadata_record
 from streamlog._os import process
+from streamlog._os.clock import monotonic
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
 from streamlog.types import TopicPartition
@@ -42,32 +45,34 @@ class Coordinator:
 
     # ---- the group's state ---------------------------------------------------------------------------------------------------
 
-    def change(self, timeout: float, function: Callable[[Group], tuple[Group, R]]) -> tuple[Group, R]:
+    def change(self, timeout: float, function: Callable[[Group], tuple[Group, R]]) -> tuple[Group, R, int]:
         """Under the group's lock: `function` gets the group and returns it as it is to be, with an answer.
 
+        Returns the group, the answer, and the version of the group's file that they are of.
         Raises: StreamlogTimeoutError, naming who holds the lock, and what `function` raises; nothing is changed then.
         """
+        deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        return under(self.file.lock, timeout, self._change, function, timeout)
+        return under(self.file.lock, max(0.0, deadline - monotonic()), self._change, function, deadline)
 
-    def _change(self, function: Callable[[Group], tuple[Group, R]], timeout: float) -> tuple[Group, R]:
+    def _change(self, function: Callable[[Group], tuple[Group, R]], deadline: float) -> tuple[Group, R, int]:
         self.file.words[HOLDER] = process.pid()
         try:
-            before = self._load(timeout)
+            before = self._load(deadline)
             after, answer = function(before)
             if after is not before:
-                self._store(before, after, timeout)
-            return after, answer
+                self._store(before, after, deadline)
+            return after, answer, self.file.words[VERSION]
         finally:
             self.file.words[HOLDER] = 0
 
-    def _load(self, timeout: float) -> Group:
+    def _load(self, deadline: float) -> Group:
         """The live state; where there is none since the boot, what the log remembers: nobody is in the group."""
         found = self.file.load()
         if found is not None:
             return found
-        kept = self.offsets.group(self.group_id, timeout)
+        kept = self.offsets.group(self.group_id, _left(deadline))
         if kept.metadata is None:
             return Group(self.group_id, dead=not kept.offsets)
         metadata = kept.metadata
@@ -77,18 +82,19 @@ class Coordinator:
             patterns=metadata.patterns, dead=False,
         )  # fmt: skip
         if metadata.empty_since_ms is None:
-            self._write([self._metadata_record(group)], timeout)
+            self._write([self._metadata_record(group)], deadline)
         return group
 
-    def _store(self, before: Group, after: Group, timeout: float) -> None:
+    def _store(self, before: Group, after: Group, deadline: float) -> None:
         """Commit step: the store of the group file's version."""
         if after.dead and not before.dead:
-            self._write([*self._tombstones(timeout), metadata_record(self.group_id, None)], timeout)
+            gone = [commit_record(self.group_id, *key, None) for key in self.offsets.committed(self.group_id, _left(deadline))]
+            self._write([*gone, metadata_record(self.group_id, None)], deadline)
         elif (after.generation, after.dead, not after.members) != (before.generation, before.dead, not before.members):
             records = [self._metadata_record(after)]
             if after.members and not before.members:
-                records += self._expired_records(before, timeout)  # what is too old does not come back to life
-            self._write(records, timeout)
+                records += self._expired_records(before, deadline)  # what is too old does not come back to life
+            self._write(records, deadline)
         self.file.store(after)
 
     def _metadata_record(self, group: Group) -> tuple[list[object], list[object] | None]:
@@ -96,20 +102,24 @@ class Coordinator:
         empty_since = None if group.members else self.clock.now_ms()
         return metadata_record(self.group_id, GroupMetadata(group.epoch, group.assignor, empty_since, topics, group.patterns))
 
-    def _write(self, records: Iterable[tuple[list[object], list[object] | None]], timeout: float) -> None:
-        self.offsets.append(list(records), self.clock.now_ms(), timeout)
+    def _write(self, records: Iterable[tuple[list[object], list[object] | None]], deadline: float) -> Pending:
+        return self.offsets.append(list(records), self.clock.now_ms(), _left(deadline))
 
-    def tidied(self, group: Group, by: str, *, may_expire: bool = True) -> Group:
-        """The group without its dead, and without those that others have waited too long for.  Under the group's lock."""
+    def tidied(self, group: Group, by: str, *, may_expire: bool = False) -> Group:
+        """The group without its dead, static ones once their session is over.  Under the group's lock.
+
+        A member that `may_expire` others judges those that live, too: who was silent or did not poll for too long (H33).
+        """
         now = self.clock.monotonic_ms()
         for member_id, member in group.members.items():
             if member_id == by:
                 continue
-            if member.group_instance_id is None and not self.file.is_alive(member.slot):
+            alive = self.file.is_alive(member.slot)
+            if not alive and member.group_instance_id is None:
                 group = apply(group, Death(member_id))
-            elif may_expire:
+            elif may_expire or not alive:
                 heartbeat_ms, poll_ms = self.file.ages(member, now)
-                if heartbeat_ms > member.session_timeout_ms or poll_ms > member.max_poll_interval_ms:
+                if heartbeat_ms > member.session_timeout_ms or (may_expire and poll_ms > member.max_poll_interval_ms):
                     group = apply(group, Expire(member_id, by, heartbeat_ms, poll_ms))
         return group
 
@@ -119,36 +129,27 @@ class Coordinator:
 
     # ---- offsets -------------------------------------------------------------------------------------------------------------
 
-    def commit(
-        self, member_id: str, group_instance_id: str | None, offsets: Mapping[TopicPartition, CommittedOffset],
-        noted: Mapping[TopicPartition, int], *, durability: str, timeout: float,
-    ) -> None:  # fmt: skip
+    def commit(self, event: Commit, offsets: Offsets, *, durability: str, timeout: float) -> None:
         """Commit offsets, all or none.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
-        event = Commit(member_id, group_instance_id, noted)
-        self._commit(lambda group: apply(group, event), offsets, durability, timeout)
 
-    def alter(self, offsets: Mapping[TopicPartition, CommittedOffset], *, timeout: float) -> None:
+        def check(group: Group) -> Group:
+            return apply(group if event.member_id else self.tidied(group, ""), event)
+
+        self._commit(check, offsets, durability, timeout)
+
+    def alter(self, offsets: Offsets, *, timeout: float) -> None:
         """Set offsets from outside.  Raises NonEmptyGroupError."""
         self._commit(lambda group: apply(self.tidied(group, ""), Alter()), offsets, "os", timeout)
 
-    def _commit(
-        self, check: Callable[[Group], Group], offsets: Mapping[TopicPartition, CommittedOffset], durability: str, timeout: float
-    ) -> None:
-        topics = {topic: self.home.metadata.topic(topic) for topic in {tp.topic for tp in offsets}}
+    def _commit(self, check: Callable[[Group], Group], offsets: Offsets, durability: str, timeout: float) -> None:
+        deadline = monotonic() + timeout
         if durability == "fsync":  # an offset that is on the disk speaks of records that are (H29)
-            for tp in offsets:
-                self.home.log(topics[tp.topic], tp.partition, timeout).sync(timeout)
-        records = [
-            commit_record(self.group_id, topics[tp.topic].topic_id, tp.partition, committed) for tp, committed in offsets.items()
-        ]
-
-        def write(group: Group) -> tuple[Group, object]:
-            after = check(group)
-            return after, self.offsets.append(records, self.clock.now_ms(), timeout)
-
-        _, batch = self.change(timeout, write)
+            for topic_id, partition in offsets:
+                self.home.log(self.home.metadata.by_id[topic_id], partition, timeout).sync(_left(deadline))
+        records = [commit_record(self.group_id, *key, committed) for key, committed in offsets.items()]
+        _, batch, _ = self.change(_left(deadline), lambda group: (check(group), self._write(records, deadline)))
         if durability == "fsync":
-            self.offsets.log.wait_synced(batch, timeout)  # type: ignore[arg-type]
+            self.offsets.log.wait_synced(batch, _left(deadline))
 
     def committed(self, timeout: float) -> dict[TopicPartition, CommittedOffset]:
         """Offsets that count: of topics that are there, and not expired."""
@@ -177,14 +178,11 @@ class Coordinator:
         found = self.offsets.group(self.group_id, timeout)
         return self.offsets.committed(self.group_id, timeout), self._is_expired(found, group)
 
-    def _expired_records(self, group: Group, timeout: float) -> list[tuple[list[object], list[object] | None]]:
-        offsets, is_expired = self._fold(timeout, group)
-        by_id = self.home.metadata.by_id
-        gone = [key for key, committed in offsets.items() if key[0] not in by_id or is_expired(key, committed)]
+    def _expired_records(self, group: Group, deadline: float) -> list[tuple[list[object], list[object] | None]]:
+        offsets, is_expired = self._fold(_left(deadline), group)
+        removed = self.home.metadata.removed
+        gone = [key for key, committed in offsets.items() if key[0] in removed or is_expired(key, committed)]
         return [commit_record(self.group_id, *key, None) for key in gone]
-
-    def _tombstones(self, timeout: float) -> list[tuple[list[object], list[object] | None]]:
-        return [commit_record(self.group_id, *key, None) for key in self.offsets.committed(self.group_id, timeout)]
 
     def delete(self, timeout: float) -> None:
         """Delete the group and its offsets.  Raises NonEmptyGroupError."""
@@ -192,19 +190,24 @@ class Coordinator:
 
     def maintain(self, timeout: float) -> None:
         """Write down which offsets have expired; a group that is empty and has none left goes."""
+        deadline = monotonic() + timeout
 
         def clean(group: Group) -> tuple[Group, None]:
             group = self.tidied(group, "")
-            records = self._expired_records(group, timeout)
+            records = self._expired_records(group, deadline)
             if records:
-                self._write(records, timeout)
-            if group.state == EMPTY and not self.committed(timeout) and self._is_over(timeout):
+                self._write(records, deadline)
+            if group.state == EMPTY and self._is_over(deadline):
                 group = apply(group, Delete())
             return group, None
 
         self.change(timeout, clean)
 
-    def _is_over(self, timeout: float) -> bool:
-        metadata = self.offsets.group(self.group_id, timeout).metadata
-        age = self.clock.now_ms() - (metadata.empty_since_ms if metadata and metadata.empty_since_ms is not None else self.clock.now_ms())
-        return age > self.home.config.offsets_retention_minutes * 60_000
+    def _is_over(self, deadline: float) -> bool:
+        found = self.offsets.group(self.group_id, _left(deadline))
+        since = None if found.metadata is None else found.metadata.empty_since_ms
+        return not found.offsets and since is not None and self.clock.now_ms() - since > self.home.config.offsets_retention_minutes * 60_000
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - monotonic())

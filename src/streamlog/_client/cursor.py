@@ -16,12 +16,12 @@ class Cursor:
 
     `position` is the offset of the next record to return, None until it is first needed.  `batch` with `records` from `at` on is what
     was read and not returned yet.  `processed` is the offset that may be committed, None where there is none, noted in the group's
-    `generation`; `committed` the one that was committed last.
+    `generation`; `committed` the one that was committed last; `assignment` the generation in which the group gave the partition.
     """
 
     __slots__ = (
-        "at", "batch", "committed", "epoch", "generation", "log", "paused", "position", "processed", "reader", "records", "reset", "stops_at",
-        "topic_id", "tp",
+        "assignment", "at", "batch", "committed", "epoch", "generation", "log", "paused", "position", "processed", "reader", "records", "reset",
+        "stops_at", "topic_id", "tp",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
@@ -30,7 +30,7 @@ class Cursor:
         self.reader: LogReader | None = None
         self.paused = False
         self.epoch = -1  # leader epoch of the last record before `processed` (or `position`, where it was looked up)
-        self.generation = -1
+        self.generation = self.assignment = -1
         self.processed: int | None = None
         self.committed: int | None = None
         self.drop()

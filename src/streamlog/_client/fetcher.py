@@ -33,7 +33,9 @@ class Fetcher:
         self.cursors: dict[TopicPartition, Cursor] = {}
         self.rotation: list[Cursor] = []
         self.handed: list[Cursor] = []
-        """Partitions that the last `take_all` or `take_all_batches` returned something of."""
+        """Partitions of which the last call returned something."""
+        self.taken: list[tuple[Cursor, int]] = []
+        """Partitions that this call has taken something of, and where they stood before."""
         self.committed: Callable[[Cursor], CommittedOffset | None] | None = None
         """Where the group was, if there is one."""
         self.generation: Callable[[], int] = lambda: -1
@@ -50,29 +52,51 @@ class Fetcher:
         self._waiter = None
 
     def take_all(self, limit: int) -> list[Record]:
-        """Up to `limit` records that can be read now; `handed` says where they were taken from.  The caller's positions have moved."""
+        """Up to `limit` records that can be read now.  `taken` says where from; `rewind` takes it all back."""
+        self.taken = []
         records: list[Record] = []
-        begun: list[tuple[Cursor, int | None]] = []
-        try:
-            for cursor in self._turns():
-                if not self._ready(cursor):
-                    continue
-                begun.append((cursor, cursor.position))
-                try:
+        for cursor in self._turns():
+            try:
+                if self._begin_turn(cursor):
                     self._take(cursor, records, limit)
-                except StreamlogError:
-                    if not records:
-                        raise
-                    break  # it comes again at the next call, which begins where it stands
-                if len(records) >= limit:
-                    break
-        except BaseException as error:
-            if not isinstance(error, StreamlogError):
-                for cursor, position in begun:  # interrupted: what was taken was not returned
-                    cursor.move(position)
-            raise
-        self.handed = [cursor for cursor, position in begun if cursor.position != position]
+            except StreamlogError:
+                if not records:
+                    raise
+                break  # it comes again at the next call, which begins where it stands
+            if len(records) >= limit:
+                break
         return records
+
+    def take_all_batches(self) -> list[RecordBatch]:
+        """The batches that can be read now, up to `max_partition_fetch_bytes` of each partition.  `taken` as in `take_all`."""
+        self.taken = []
+        batches: list[RecordBatch] = []
+        for cursor in self._turns():
+            try:
+                if self._begin_turn(cursor):
+                    self._take_batches(cursor, batches)
+            except StreamlogError:
+                if not batches:
+                    raise
+                break
+        return batches
+
+    def _begin_turn(self, cursor: Cursor) -> bool:
+        ready = self._ready(cursor)
+        if ready and cursor.position is not None:
+            self.taken.append((cursor, cursor.position))
+        return ready
+
+    def rewind(self) -> None:
+        """The call was broken off: what was taken was not returned."""
+        for cursor, position in self.taken:
+            cursor.move(position)
+        self.taken = []
+
+    def hand_over(self) -> None:
+        """What was taken is returned: at the next call it counts as processed."""
+        self.handed = [cursor for cursor, position in self.taken if cursor.position != position]
+        self.taken = []
 
     def _turns(self) -> list[Cursor]:
         """The partitions, each time beginning with another."""
@@ -209,28 +233,6 @@ class Fetcher:
         if not found:
             cursor.drop()
             cursor.position = batch.next_offset
-
-    def take_all_batches(self) -> list[RecordBatch]:
-        """The batches that can be read now, up to `max_partition_fetch_bytes` of each partition."""
-        batches: list[RecordBatch] = []
-        handed: list[Cursor] = []
-        for cursor in self._turns():
-            if self._ready(cursor):
-                position = cursor.position
-                try:
-                    self._take_batches(cursor, batches)
-                except StreamlogError:
-                    if not batches:
-                        raise
-                    break
-                except BaseException:
-                    cursor.move(position)
-                    raise
-                finally:
-                    if cursor.position != position:
-                        handed.append(cursor)
-        self.handed = handed
-        return batches
 
     def _take_batches(self, cursor: Cursor, batches: list[RecordBatch]) -> None:
         size, most = 0, self.config.max_partition_fetch_bytes

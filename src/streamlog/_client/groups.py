@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from _thread import RLock
 
 TYPE_CHECKING = False
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 from streamlog._client.coordinator import Coordinator
 from streamlog._client.inputs import checked_offsets
 from streamlog._client.timers import Timers
+from streamlog._coord.group import EMPTY
 from streamlog._coord.group_file import GroupFile
 from streamlog._coord.offsets import CommittedOffset, OffsetsLog
 from streamlog._format import names
+from streamlog._os import files
 from streamlog._os.locks import LockFile
 from streamlog._replica import topics
 from streamlog._replica.home import Home
@@ -29,7 +32,8 @@ class Groups:
         self.home = home
         self.timers = Timers(home)
         self._lock = RLock()
-        self._coordinators: dict[str, Coordinator] = {}
+        # one of each group at a time (its thread lock stands before the file's), as long as somebody uses it: listing costs no descriptors
+        self._coordinators: weakref.WeakValueDictionary[str, Coordinator] = weakref.WeakValueDictionary()
         self._offsets: dict[int, OffsetsLog] = {}
         self._lock_files: tuple[LockFile, LockFile] | None = None
 
@@ -52,9 +56,7 @@ class Groups:
         if self._lock_files is None:
             path = f"{run}/{names.GROUP_LOCKS}"  # twice: a probe sees the locks of other descriptions only (H23)
             self._lock_files = home.keep(LockFile(home.fs, path)), home.keep(LockFile(home.fs, path))
-        file = GroupFile(home.fs, run, group_id, *self._lock_files)
-        home.at_close(file.close)
-        return file
+        return GroupFile(home.fs, run, group_id, *self._lock_files)
 
     def _offsets_log(self, partition: int, timeout: float) -> OffsetsLog:
         with self._lock:
@@ -74,7 +76,12 @@ class Groups:
 
     def listing(self, timeout: float) -> list[GroupListing]:
         """Groups and their states."""
-        return [GroupListing(group_id, self.coordinator(group_id, timeout).current(timeout).state) for group_id in self.ids(timeout)]
+        return [GroupListing(group_id, self._state(group_id, timeout)) for group_id in self.ids(timeout)]
+
+    def _state(self, group_id: str, timeout: float) -> str:
+        if not files.exists(f"{self.home.path}/{names.RUN}/{names.group(group_id)}"):
+            return EMPTY  # nobody was in it since the boot
+        return self.coordinator(group_id, timeout).current(timeout).state
 
     def existing(self, group_id: str, timeout: float) -> Coordinator:
         """The coordinator of a group that exists.  Raises GroupIdNotFoundError."""
@@ -117,7 +124,8 @@ class Groups:
             if not 0 <= tp.partition < self.home.metadata.topic(tp.topic).partitions:
                 raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
         if checked:
-            wanted = {tp: committed_offset(offset, now) for tp, offset in checked.items()}
+            known = self.home.metadata
+            wanted = {(known.topic(tp.topic).topic_id, tp.partition): committed_offset(offset, now) for tp, offset in checked.items()}
             self.coordinator(group_id, timeout).alter(wanted, timeout=timeout)
 
     def maintain(self, timeout: float) -> None:

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, Protocol
 
+    from streamlog._client.coordinator import Offsets
     from streamlog._client.timers import Timers
 
     class Holder(Protocol):
         """The consumer, as its membership needs it.  Errors of its listener are kept for later."""
 
+        def held(self) -> dict[TopicPartition, int]: ...
+
         def revoke(self, partitions: list[TopicPartition]) -> None: ...
 
         def lose(self, partitions: list[TopicPartition]) -> None: ...
 
-        def receive(self, partitions: list[TopicPartition]) -> None: ...
+        def receive(self, partitions: dict[TopicPartition, int]) -> None: ...
 
 
 from streamlog import assignors
@@ -33,6 +36,7 @@ from streamlog._coord.group import (
     CLAIM_MS,
     RECONCILING,
     STABLE,
+    Commit,
     GiveUp,
     Group,
     GroupTopic,
@@ -48,9 +52,9 @@ from streamlog._coord.group import (
     apply,
     chosen_assignor,
     proceed,
+    to_take,
 )
 from streamlog._coord.group_file import VERSION, GroupFile
-from streamlog._coord.offsets import CommittedOffset
 from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._replica.metadata import Metadata, TopicMetadata
@@ -63,11 +67,13 @@ _LATE_MS = 1_000  # a timer that ran so late says more about its own process tha
 
 
 class Todo:
-    """What is left to do outside the lock."""
+    """What a step under the lock came to, if the group it returned was stored; and what is left to do outside the lock."""
 
-    __slots__ = ("lost", "next")
+    __slots__ = ("joined", "lost", "next", "subscribed")
 
     def __init__(self) -> None:
+        self.joined: Member | None = None
+        self.subscribed: Subscription | None = None
         self.lost = False
         self.next = Proceed()
 
@@ -88,8 +94,6 @@ class Membership:
         self.member_id = ""
         self._slot = self._tag = -1
         self.generation = -1
-        self.owned: dict[TopicPartition, int] = {}
-        """What the application was told is its own, with the generation in which it was taken."""
         self._told = -1  # generation of which the application heard
         self._subscription: Subscription | None = None
         self._wanted: Subscription | None = None
@@ -115,18 +119,17 @@ class Membership:
             self._file.beat(self._slot, self._tag, self._clock.monotonic_ms(), poll=True)
 
     def poll(self, holder: Holder, timeout: float) -> None:
-        """Join, or do what the group's state asks of this member.  The caller's lock waits are bounded by `timeout` (s) each.
+        """Join, or do what the group's state asks of this member.  Waits for the group's lock at most `timeout` seconds each time.
 
         Raises: FencedInstanceIdError, InconsistentGroupProtocolError, StreamlogTimeoutError, and what an assignor raises.
         """
         self.check_fenced()
-        while self.is_due():
+        while (self._wanted or self._subscription) is not None and self.is_due():
             self.attention = False
             version, resolved_at = self._file.words[VERSION], self._metadata.version
             self._compare_topics()
-            if not self._is_idle():
-                group, todo = self.coordinator.change(timeout, self._step)
-                version = self._file.words[VERSION]
+            if not self._is_idle(holder):
+                group, todo, version = self._change(timeout)
                 if todo.lost:
                     self._lose(group, holder)
                     continue
@@ -140,37 +143,57 @@ class Membership:
             self._seen, self._resolved_at = version, resolved_at
             self._timers.wake()  # others may have come
 
-    def _is_idle(self) -> bool:
+    def _change(self, timeout: float) -> tuple[Group, Todo, int]:
+        """Take a step; what it changes of this member counts when the group is stored."""
+        try:
+            group, todo, version = self.coordinator.change(timeout, self._step)
+        except BaseException:
+            if not self.member_id and self._slot >= 0:  # joined nowhere
+                slot, self._slot = self._slot, -1
+                self._file.free_slot(slot)
+            raise
+        if todo.joined is not None:
+            self._become(todo.joined)
+        if todo.subscribed is not None:
+            self._subscription = todo.subscribed
+            if self._wanted is todo.subscribed:
+                self._wanted = None
+        return group, todo, version
+
+    def _is_idle(self, holder: Holder) -> bool:
         """Whether a look without the lock shows that there is nothing to do."""
         group = self._file.load()
         if group is None or not self.member_id or self._wanted is not None:
             return False
         after, todo = self._step(group)
         member = after.members.get(self.member_id)
-        return after is group and member is not None and todo.next == Proceed() and not todo.lost and (
-            member.owned == self.owned and (group.state == ASSIGNING or self._told == group.generation)
-        )
+        if after is not group or member is None or todo.lost or todo.next != Proceed():
+            return False
+        return member.owned == holder.held() and (group.state == ASSIGNING or self._told == group.generation)
 
     def _step(self, group: Group) -> tuple[Group, Todo]:
-        """What can be done at once, and what is left to do outside the lock.  Pure but for the looks at who is alive and for joining."""
+        """What can be done at once, and what is left to do outside the lock.  Changes nothing here but a slot that it claims."""
         todo = Todo()
         now = self._clock.monotonic_ms()
         self._timers.beat(now)
         group = self.coordinator.tidied(group, self.member_id or "-", may_expire=self._may_judge())
         if not self.member_id:
-            group = self._join(group, now)
-        member = group.members.get(self.member_id)
+            group, todo.joined = self._join(group, now)
+            todo.subscribed = todo.joined.subscription
+        member_id = self.member_id if todo.joined is None else todo.joined.member_id
+        member = group.members.get(member_id)
         if member is None:
             todo.lost = True
             return group, todo
-        if self._wanted is not None:
-            if self._is_new(member.subscription, self._wanted):
-                group = apply(group, Subscribe(self.member_id, self._wanted))
-            self._subscription, self._wanted = self._wanted, None
+        wanted = self._wanted
+        if wanted is not None and todo.joined is None:
+            if _is_new(member.subscription, wanted):
+                group = apply(group, Subscribe(member_id, wanted))
+            todo.subscribed = wanted
         version = self._metadata.version
         if self._stale == group.generation and group.state in (RECONCILING, STABLE) and version > group.metadata_version:
             group = apply(group, PartitionsChanged(version))
-        group, todo.next = proceed(group, self.member_id, now)
+        group, todo.next = proceed(group, member_id, now)
         return group, todo
 
     def _may_judge(self) -> bool:
@@ -181,50 +204,46 @@ class Membership:
             self._last_tick = now
         return now >= self._judge_from
 
-    @staticmethod
-    def _is_new(old: Subscription, new: Subscription) -> bool:
-        return old._replace(since=0) != new._replace(since=0)
-
-    def _join(self, group: Group, now: int) -> Group:
+    def _join(self, group: Group, now: int) -> tuple[Group, Member]:
         config, name = self.config, self.config.client_id or "consumer"
-        member_id = f"{name}-{process.random_bytes(8).hex()}"
-        assert self._wanted is not None or self._subscription is not None
         subscription, tag = self._wanted or self._subscription, group.joins + 1
         assert subscription is not None
         asked = Member(
-            member_id, config.group_instance_id, config.client_id, process.pid(), -1, tag, config.session_timeout_ms,
-            config.max_poll_interval_ms, subscription,
+            f"{name}-{process.random_bytes(8).hex()}", config.group_instance_id, config.client_id, process.pid(), -1, tag,
+            config.session_timeout_ms, config.max_poll_interval_ms, subscription,
         )  # fmt: skip
         delay = self.coordinator.home.config.group_initial_rebalance_delay_ms
         apply(group, Join(asked, now, delay))  # refused before anything is taken
-        slot = self._file.claim_slot(group, tag, now)
-        group = apply(group, Join(asked._replace(slot=slot), now, delay))
-        self.member_id, self._slot, self._tag, self._subscription, self._wanted = member_id, slot, tag, subscription, None
-        self._next_beat, self._last_tick, self.generation, self._told = now + config.heartbeat_interval_ms, monotonic(), -1, -1
-        self._finalizer = weakref.finalize(self, self._file.free_slot, slot)
+        self._slot = self._file.claim_slot(group, tag, now)
+        joined = asked._replace(slot=self._slot)
+        return apply(group, Join(joined, now, delay)), joined
+
+    def _become(self, joined: Member) -> None:
+        """The group has us."""
+        self._tag, self.generation, self._told = joined.tag, -1, -1
+        self._next_beat = self._clock.monotonic_ms() + self.config.heartbeat_interval_ms
+        self._last_tick = monotonic()
+        self._finalizer = weakref.finalize(self, self._file.free_slot, joined.slot)
+        self.member_id = joined.member_id
         self._timers.add(self)
-        return group
 
     # ---- what happens outside the lock -----------------------------------------------------------------------------------------
 
     def _give_up(self, partitions: frozenset[TopicPartition], generation: int, holder: Holder, timeout: float) -> None:
-        known = [tp for tp in sorted(partitions) if tp in self.owned]
+        held = holder.held()
+        known = [tp for tp in sorted(partitions) if tp in held]
         if known:
             holder.revoke(known)
         event = Release(self.member_id, generation, partitions)
-
-        def release(group: Group) -> tuple[Group, None]:
-            return (apply(group, event) if self.member_id in group.members else group), None
-
-        group, _ = self.coordinator.change(timeout, release)
-        if self.member_id in group.members:
-            for tp in known:
-                del self.owned[tp]
-            self.generation = generation
+        if not event.member_id:
+            return  # the listener left the group
+        group, _, _ = self.coordinator.change(timeout, lambda group: (apply(group, event) if _has(group, event) else group, None))
+        if _has(group, event):
+            self.generation = max(self.generation, generation)
 
     def _lose(self, group: Group, holder: Holder) -> None:
         """The group went on without this member."""
-        lost, self.owned = sorted(self.owned), {}
+        lost = sorted(holder.held())
         self._leave_slot()
         if group.instance(self.config.group_instance_id) is not None:
             self._fenced = f"group_instance_id={self.config.group_instance_id!r} was taken over by another consumer: close this one"
@@ -239,19 +258,19 @@ class Membership:
             raise FencedInstanceIdError(f"group {self.coordinator.group_id!r}: {self._fenced}")
 
     def _tell(self, group: Group, holder: Holder) -> None:
-        """The application hears of what was taken, and once of each generation that it went over to."""
-        member = group.members[self.member_id]
-        gone = [tp for tp, epoch in self.owned.items() if member.owned.get(tp) != epoch]  # a topic of this name was made anew
+        """The application hears of what was taken, and once of each generation that it went over to.
+
+        What it holds decides, not what it was told: where a call was broken off, the next one goes on.
+        """
+        member, held = group.members[self.member_id], holder.held()
+        gone = sorted(tp for tp, epoch in held.items() if member.owned.get(tp) != epoch)  # a topic of this name was made anew
         if gone:
-            for tp in gone:
-                del self.owned[tp]
-            holder.lose(sorted(gone))
-        added = sorted(tp for tp, epoch in member.owned.items() if self.owned.get(tp) != epoch)
+            holder.lose(gone)
+        added = {tp: epoch for tp, epoch in sorted(member.owned.items()) if held.get(tp) != epoch}
         self.generation = member.generation
-        self.owned.update(member.owned)
         if member.generation >= 0 and (added or self._told != member.generation):
-            self._told = member.generation
             holder.receive(added)
+            self._told = member.generation
 
     def _compute(self, group: Group, timeout: float) -> None:
         """Compute the target that was claimed, and install it unless the group has changed meanwhile (H35)."""
@@ -300,15 +319,17 @@ class Membership:
                     raise InvalidStateError(f"assignor {assignor.name!r} gave {member_id!r} {why}")
         except (TypeError, AttributeError, ValueError) as error:
             raise InvalidStateError(f"assignor {assignor.name!r} returned {answer!r}: partitions by member id are wanted ({error})") from None
-        topics = {name: GroupTopic(known[name].topic_id, known[name].partitions, self._base(group, known[name])) for name in sorted(wanted)}
+        topics = {name: topic._replace(wanted=False) for name, topic in group.topics.items()}
+        for name in sorted(wanted):
+            topics[name] = GroupTopic(known[name].topic_id, known[name].partitions, self._base(group, known[name]))
         cooperative = bool(getattr(assignor, "cooperative", False))
         return Install(self.member_id, group.epoch, assignor.name, cooperative, version, topics, targets)
 
     def _base(self, group: Group, topic: TopicMetadata) -> int:
         """How many partitions of a topic were there when the group began to read it; those that came later are read from their beginning."""
         before = group.topics.get(topic.name)
-        if before is not None and before.topic_id == topic.topic_id:
-            return before.base
+        if before is not None:
+            return before.base if before.topic_id == topic.topic_id else 0  # made anew: all of it came later
         for member in group.members.values():
             subscription = member.subscription
             if subscription.pattern is not None and _matches(subscription.pattern, topic.name):
@@ -325,7 +346,7 @@ class Membership:
         known = dict(self._metadata.topics)
         wanted = {topic for member in group.members.values() for topic in _topics_of(member.subscription, known)}
         now = {topic: (known[topic].topic_id, known[topic].partitions) for topic in wanted}
-        if now != {name: (topic.topic_id, topic.partitions) for name, topic in group.topics.items()}:
+        if now != {name: (topic.topic_id, topic.partitions) for name, topic in group.topics.items() if topic.wanted}:
             self._stale = group.generation
 
     def read_from_beginning(self, tp: TopicPartition) -> bool:
@@ -336,12 +357,11 @@ class Membership:
 
     # ---- commit, leave -------------------------------------------------------------------------------------------------------
 
-    def commit(self, offsets: Mapping[TopicPartition, CommittedOffset], noted: Mapping[TopicPartition, int], timeout: float) -> None:
+    def commit(self, offsets: Offsets, noted: Mapping[TopicPartition, int], timeout: float) -> None:
         """Commit offsets as this member.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
         self.check_fenced()
-        self.coordinator.commit(
-            self.member_id or "-", self.config.group_instance_id, offsets, noted, durability=self.config.durability, timeout=timeout
-        )
+        event = Commit(self.member_id or "-", self.config.group_instance_id, noted)
+        self.coordinator.commit(event, offsets, durability=self.config.durability, timeout=timeout)
 
     def rebalance(self, timeout: float) -> None:
         """Ask for a new target.  Raises UnknownMemberIdError."""
@@ -351,16 +371,16 @@ class Membership:
 
     def leave(self, timeout: float) -> None:
         """Leave the group; a static member stays in it until its session ends or it comes back.  The application was told before."""
-        if not self.member_id:
+        event = Leave(self.member_id)
+        self._subscription = self._wanted = None
+        if not event.member_id:
             return
-        member_id = self.member_id
         try:
             if self.config.group_instance_id is None:
-                self.coordinator.change(timeout, lambda group: (_left(group, member_id), None))
+                self.coordinator.change(timeout, lambda group: (apply(group, event) if _has(group, event) else group, None))
             else:
                 self._file.beat(self._slot, self._tag, self._clock.monotonic_ms())
         finally:
-            self.owned = {}
             self._leave_slot()
 
     def _leave_slot(self) -> None:
@@ -391,6 +411,9 @@ class Membership:
         if group is None:
             return self._next_beat
         due = min((self._due(member, now, probe) for member in group.members.values() if member.slot != slot), default=now + _NEVER)
+        mine = group.members.get(self.member_id)
+        if mine is None or (group.state == RECONCILING and (mine.generation != group.generation or to_take(group, mine))):
+            due = now
         if group.state == ASSIGNING:
             claim = group.claim
             claimed_until = claim.at_ms + CLAIM_MS + 1 if claim is not None and claim.epoch == group.epoch else 0
@@ -429,8 +452,12 @@ _NEVER = 1 << 40
 _AGAIN_MS = 100
 
 
-def _left(group: Group, member_id: str) -> Group:
-    return apply(group, Leave(member_id)) if member_id in group.members else group
+def _has(group: Group, event: Leave | Release) -> bool:
+    return event.member_id in group.members
+
+
+def _is_new(old: Subscription, new: Subscription) -> bool:
+    return old._replace(since=0) != new._replace(since=0)
 
 
 def _topics_of(subscription: Subscription, known: Mapping[str, TopicMetadata]) -> tuple[str, ...]:

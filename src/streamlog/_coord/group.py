@@ -62,11 +62,15 @@ class Member(NamedTuple):
 
 
 class GroupTopic(NamedTuple):
-    """A topic as the target knows it.  Partitions from `base` on appeared after the group began, and are read from their beginning."""
+    """A topic that the group reads, or has read, as its last target knows it.
+
+    Partitions from `base` on appeared after the group began, and are read from their beginning.
+    """
 
     topic_id: bytes
     partitions: int
     base: int
+    wanted: bool = True  # somebody subscribes to it
 
 
 class Claim(NamedTuple):
@@ -316,7 +320,8 @@ def is_sane(group: Group, event: Install) -> None:
         for tp in partitions:
             if tp in seen:
                 raise InvalidStateError(f"assignor {event.assignor!r} gave {tp} to both {seen[tp]!r} and {member_id!r}")
-            if tp.topic not in event.topics or not 0 <= tp.partition < event.topics[tp.topic].partitions:
+            topic = event.topics.get(tp.topic)
+            if topic is None or not topic.wanted or not 0 <= tp.partition < topic.partitions:
                 raise InvalidStateError(f"assignor {event.assignor!r} gave {member_id!r} {tp}, which is not there or not subscribed to")
             seen[tp] = member_id
 
@@ -416,7 +421,8 @@ def _give_up(group: Group, event: GiveUp) -> Group:
 
 
 def _install(group: Group, event: Install) -> Group:
-    anew = {name for name, topic in event.topics.items() if name in group.topics and group.topics[name].topic_id != topic.topic_id}
+    # what was owned of a topic that was deleted since is nobody's, whatever has its name now; a group forgets no topic's id
+    anew = {name for name, topic in event.topics.items() if name not in group.topics or group.topics[name].topic_id != topic.topic_id}
     members = {}
     for key, member in group.members.items():
         owned = {tp: epoch for tp, epoch in member.owned.items() if tp.topic not in anew} if anew else member.owned

@@ -70,9 +70,8 @@ class GroupFile:
             words[at], words[at + 1] = _CONTENT + number * _FIRST_CAPACITY, _FIRST_CAPACITY
         return bytes(page)
 
-    def close(self) -> None:
-        """Close the descriptor."""
-        if self._fd >= 0:
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
             fd, self._fd = self._fd, -1
             self._fs.close(fd)
 
@@ -128,8 +127,8 @@ class GroupFile:
     def free_slot(self, slot: int) -> None:
         """Unlock a liveness byte: its member is gone."""
         if slot in self._held and self._lock_file.fd >= 0:
-            self._held.discard(slot)
             self._lock_file.unlock(self._first_byte + 1 + slot)
+            self._held.discard(slot)  # last: while it is held, no other thread of this process takes the byte
 
     def is_alive(self, slot: int) -> bool:
         """Whether somebody holds a member's liveness byte.  Free means dead; held proves nothing."""

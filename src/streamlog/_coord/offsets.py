@@ -16,7 +16,7 @@ has folded `_SNAPSHOT_EVERY` records beyond it writes the next one, aside, then 
 from __future__ import annotations
 
 import struct
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class OffsetsLog:
     def __init__(self, log: PartitionLog) -> None:
         self.log = log
         self._lock = allocate_lock()
+        self._folding = 0  # the thread that folds
         self._reader: LogReader | None = None
         self._next = self._snapshot_at = 0
         self._groups: dict[str, GroupOffsets] = {}
@@ -106,8 +107,7 @@ class OffsetsLog:
     def groups(self, timeout: float) -> dict[str, GroupOffsets]:
         """All groups of this partition, with all folded that is visible now.  A copy of the table; its values must not be changed."""
         self.refresh(timeout)
-        with self._lock:
-            return dict(self._groups)
+        return dict(self._groups)
 
     def group(self, group_id: str, timeout: float) -> GroupOffsets:
         """A group as of now."""
@@ -117,32 +117,38 @@ class OffsetsLog:
     def committed(self, group_id: str, timeout: float) -> dict[tuple[bytes, int], CommittedOffset]:
         """A group's offsets as of now (a copy)."""
         self.refresh(timeout)
-        with self._lock:
-            found = self._groups.get(group_id)
-            return {} if found is None else dict(found.offsets)
+        found = self._groups.get(group_id)
+        return {} if found is None else dict(found.offsets)
 
     # ---- the fold ----------------------------------------------------------------------------------------------------------
 
     def refresh(self, timeout: float) -> None:
         """Fold what is visible."""
         self.log.ensure_valid(timeout)
-        if self._reader is not None and self.log.high_watermark <= self._next:
-            return
+        me = get_ident()
+        if self._folding == me or (self._reader is not None and self.log.high_watermark <= self._next):
+            return  # a signal handler or finalizer inside the fold sees what is folded so far (H18)
         with self._lock:
-            if self._reader is None:
-                self._load_snapshot()
-            while self._next < self.log.high_watermark:
-                if self._reader is None or self._reader.offset != self._next:  # an exception from outside interrupted the fold of a batch
-                    self._reader = LogReader(self.log, self._next, timeout=timeout)
-                batch = self._reader.next()
-                if batch is None:
-                    break
-                self._fold(batch)
-                self._next = batch.next_offset
-            if self._reader is None:
+            self._folding = me
+            try:
+                self._fold_all(timeout)
+            finally:
+                self._folding = 0
+
+    def _fold_all(self, timeout: float) -> None:
+        if self._reader is None:
+            self._load_snapshot()
+            self._reader = LogReader(self.log, self._next, timeout=timeout)
+        while self._next < self.log.high_watermark:
+            if self._reader.offset != self._next:  # an exception from outside interrupted the fold of a batch
                 self._reader = LogReader(self.log, self._next, timeout=timeout)
-            if self._next - self._snapshot_at >= _SNAPSHOT_EVERY:
-                self._save_snapshot(self._reader.epoch)
+            batch = self._reader.next()
+            if batch is None:
+                break
+            self._fold(batch)
+            self._next = batch.next_offset
+        if self._next - self._snapshot_at >= _SNAPSHOT_EVERY:
+            self._save_snapshot(self._reader.epoch)
 
     def _fold(self, batch: fmt.Batch) -> None:
         import msgpack
@@ -213,7 +219,7 @@ def expired(found: GroupOffsets, live: Group | None, now_ms: int, retention_minu
     """
     limit = now_ms - retention_minutes * 60_000
     if live is not None and live.members:
-        kept = {topic.topic_id for topic in live.topics.values()}
+        kept = {topic.topic_id for topic in live.topics.values() if topic.wanted}
         return lambda key, committed: committed.commit_ms < limit and key[0] not in kept
     if found.metadata is not None and found.metadata.empty_since_ms is None:
         return lambda key, committed: False  # noqa: ARG005  (its members died and nobody has looked since)

@@ -24,6 +24,7 @@ class Watch:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._fds: dict[int, int] = {}  # pidfd by pid
+        self._ended: set[int] = set()  # heard of, and still asked for: the caller has more to do
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
         self._poll.register(self._wake_read, select.POLLIN)
         self._lock = allocate_lock()  # nobody writes to a descriptor that is another's by now
@@ -56,8 +57,9 @@ class Watch:
         """Watch these processes and no others."""
         for pid in self._fds.keys() - pids:
             self._drop(pid)
-        self.deaf = len(pids) > _MOST
-        for pid in sorted(pids - self._fds.keys())[: _MOST - len(self._fds)]:
+        self._ended &= pids
+        self.deaf = len(pids) > _MOST or bool(self._ended)
+        for pid in sorted(pids - self._fds.keys() - self._ended)[: _MOST - len(self._fds)]:
             try:
                 fd = os.pidfd_open(pid)
             except (AttributeError, OSError):
@@ -81,4 +83,5 @@ class Watch:
         ended = [pid for pid, fd in self._fds.items() if fd in ready]
         for pid in ended:
             self._drop(pid)
+            self._ended.add(pid)
         return bool(ended) or self.deaf

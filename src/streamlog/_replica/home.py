@@ -72,7 +72,6 @@ class Home:
         self._open_logs: dict[PartitionLog, None] = {}
         self.next_tick = monotonic() + _TICK
         self._lock_files: list[LockFile] = []
-        self._at_close: list[Callable[[], None]] = []
         try:
             self._enter(create, config, timeout)
         except BaseException:
@@ -109,10 +108,6 @@ class Home:
         """Watch a lock file's name from now on, and close it with the home."""
         self._lock_files.append(lock_file)
         return lock_file
-
-    def at_close(self, close: Callable[[], None]) -> None:
-        """Call this when the home's descriptors are closed, in a forked child too."""
-        self._at_close.append(close)
 
     def _prepare(self, create: bool) -> None:
         """The directory is ours, or may become so."""
@@ -416,8 +411,6 @@ class Home:
         for lock_file in self._lock_files:
             lock_file.close()
         self._lock_files.clear()
-        while self._at_close:
-            self._at_close.pop()()
 
     def __del__(self) -> None:
         self.abandon()  # only closes descriptors: a collector may run this inside a locked section

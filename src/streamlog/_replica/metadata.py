@@ -61,6 +61,8 @@ class Metadata:
         self._reader: LogReader | None = None
         self.topics: dict[str, TopicMetadata] = {}
         self.by_id: dict[bytes, TopicMetadata] = {}
+        self.removed: set[bytes] = set()
+        """Ids of topics that were deleted.  An id in neither may be of a topic that this process has not heard of yet."""
         self.version = 0
         """Offset up to which the log is folded; unequal to the slot's SYNCED: there is more."""
 
@@ -123,6 +125,7 @@ class Metadata:
         self._put(TopicMetadata(old.name, topic_id, old.partitions, config, old.created))
 
     def _fold_RemoveTopicRecord(self, topic_id: bytes) -> None:
+        self.removed.add(topic_id)
         old = self.by_id.pop(topic_id, None)
         if old is not None:  # folding a record again changes nothing
             del self.topics[old.name]

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from streamlog.cli.common import Commands
 
-from streamlog.cli.common import count, open_cluster, pair
+from streamlog.cli.common import count, open_cluster, pair, print_table
 from streamlog.config import TopicConfig
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import PartitionDescription, TopicDescription
@@ -64,10 +64,7 @@ def _print_topic(topic: TopicDescription) -> None:
     fields = TopicConfig.fields
     changed = [f"{name}={value}" for name, value in topic.config.items() if value != fields[name].default]
     print(f"{topic.name}: {len(topic.partitions)} partitions, id {topic.id}, config {' '.join(changed) or 'default'}")
-    rows = [_COLUMNS, *(_row(partition) for partition in topic.partitions)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    print_table([_COLUMNS, *(_row(partition) for partition in topic.partitions)])
 
 
 def _row(partition: PartitionDescription) -> tuple[str, ...]:
