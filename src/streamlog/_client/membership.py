@@ -147,13 +147,12 @@ class Membership:
         """Take a step; what it changes of this member counts when the group is stored."""
         try:
             group, todo, version = self.coordinator.change(timeout, self._step)
+            if todo.joined is not None:
+                self._become(todo.joined)
         except BaseException:
-            if not self.member_id and self._slot >= 0:  # joined nowhere
-                slot, self._slot = self._slot, -1
-                self._file.free_slot(slot)
+            if not self.member_id:
+                self._leave_slot()  # whether the group has us or not: a member whose byte is free is dead
             raise
-        if todo.joined is not None:
-            self._become(todo.joined)
         if todo.subscribed is not None:
             self._subscription = todo.subscribed
             if self._wanted is todo.subscribed:
@@ -384,13 +383,13 @@ class Membership:
             self._leave_slot()
 
     def _leave_slot(self) -> None:
-        self._timers.remove(self)
         slot, self._slot, self.member_id = self._slot, -1, ""
         self.generation = self._told = -1
-        if self._finalizer is not None:
-            self._finalizer.detach()
+        self._timers.remove(self)
         if slot >= 0:
             self._file.free_slot(slot)
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
     def metadata(self) -> GroupMetadata:
         """A snapshot for producers."""
