@@ -11,6 +11,7 @@ from pathlib import Path
 
 import bench_bulk
 import bench_fsync
+import bench_groups
 import bench_latency
 import bench_memory
 import bench_one
@@ -29,6 +30,7 @@ GROUPS: list[Group] = [
     bench_poll.COLUMNS,
     bench_bulk.GROUP,
     bench_processes.GROUP,
+    bench_groups.GROUP,
     bench_latency.GROUP,
     bench_fsync.GROUP,
     bench_start.GROUP,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -84,6 +85,54 @@ def _first(poll: Callable[[int], list[Any]]) -> list[Any]:
     raise TimeoutError(f"no record for {IDLE} s")
 
 
+# ---- groups --------------------------------------------------------------------------------------------------------------------
+
+
+def share(location: str, topic: str, group: str, partitions: int, count: int, **config: Any) -> float:
+    """Read a share of `partitions` partitions, `count` records in all, as a member of a group; returns seconds from the word to the last."""
+
+    class Paused:
+        def on_partitions_assigned(self, tps: list[streamlog.TopicPartition]) -> None:
+            consumer.pause(*tps)
+
+    with streamlog.open(location, create=False) as log, log.consumer(group_id=group, auto_offset_reset="earliest", **config) as consumer:
+        consumer.subscribe([topic], listener=Paused())
+        while len(consumer.assignment()) != partitions:
+            consumer.poll(20)
+        start_line()
+        consumer.resume(*consumer.assignment())
+        start, found, poll = time.perf_counter(), 0, consumer.poll
+        while found < count:
+            found += len(poll(1000))
+        return time.perf_counter() - start
+
+
+def member(location: str, topic: str, group: str) -> None:
+    """Poll for ever, and say in the topic "reads" when the first record of each new partition came; SIGTERM ends it in order."""
+    new: set[int] = set()
+
+    class Listener:
+        def on_partitions_assigned(self, tps: list[streamlog.TopicPartition]) -> None:
+            new.update(tp.partition for tp in tps)
+
+    with streamlog.open(location, create=False) as log, log.producer(linger_ms=0) as producer:
+        consumer = log.consumer(group_id=group, auto_offset_reset="earliest")
+        signal.signal(signal.SIGTERM, lambda *_: consumer.close())
+        consumer.subscribe([topic], listener=Listener())
+        consumer.poll()
+        start_line()
+        try:
+            while True:
+                records = consumer.poll(1000)
+                if new and (come := new.intersection(record.partition for record in records)):
+                    now = time.monotonic()
+                    new -= come
+                    for partition in come:
+                        producer.send("reads", json.dumps([partition, now]))
+        except streamlog.ClosedError:
+            pass
+
+
 # ---- latency -------------------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +200,8 @@ def _counted(latencies: list[float], count: int) -> list[float]:
 
 
 ROLES: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (compute, produce, consume, send_pings, receive_pings, send_futex_pings, receive_futex_pings)
+    function.__name__: function
+    for function in (compute, produce, consume, share, member, send_pings, receive_pings, send_futex_pings, receive_futex_pings)
 }
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+from streamlog._client.groups import Groups
+from streamlog._coord.group import Group
+from streamlog._coord.offsets import OffsetsLog
 from streamlog._format import batch as fmt
 from streamlog._format import checkpoint, names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
@@ -19,7 +22,7 @@ from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
 from streamlog.cluster import Cluster, open
 from streamlog.errors import StorageError, UnknownTopicOrPartitionError
-from streamlog.types import Finding
+from streamlog.types import Finding, TopicPartition
 
 
 def check(
@@ -59,6 +62,7 @@ class _Check:
                 continue  # deleted meanwhile
             except (StorageError, FileNotFoundError) as error:
                 self._found("I1", log.directory, str(error))
+        self._check_groups()
         return self._findings
 
     def _found(self, invariant: str, path: str, message: str) -> None:
@@ -171,6 +175,42 @@ class _Check:
             checkpoint.decode(files.read_file(log.fs, f"{log.directory}/{names.LEADER_EPOCHS}"), 2)
         except (FileNotFoundError, ValueError):
             pass  # derived: it is not used then
+
+    def _check_groups(self) -> None:
+        """I9: each group's live state.  I10: a fold that begins at the snapshot is the fold of everything."""
+        topic = self._home.metadata.topics.get(names.OFFSETS_TOPIC)
+        groups = Groups(self._home)
+        for number in range(0 if topic is None else topic.partitions):
+            assert topic is not None
+            log = self._home.log(topic, number, self._timeout)
+            end = log.high_watermark
+            try:
+                found, whole = OffsetsLog(log).state(self._timeout), OffsetsLog(log, use_snapshot=False).state(self._timeout)
+            except (StorageError, ValueError, TypeError) as error:
+                self._found("I10", log.directory, f"its records cannot be folded: {error}")
+                continue
+            if found != whole and log.high_watermark == end:
+                self._found("I10", f"{log.directory}/{names.OFFSETS_SNAPSHOT}", "the snapshot is not the fold of the records before it")
+            for group_id, *_ in whole:
+                path = f"{self._home.path}/{names.RUN}/{names.group(group_id)}"
+                if files.exists(path):
+                    group = groups.coordinator(group_id, self._timeout).change(self._timeout, lambda group: (group, None))[0]
+                    self._check_group(group, path)
+
+    def _check_group(self, group: Group, path: str) -> None:
+        owners: dict[TopicPartition, str] = {}
+        for member in group.members.values():
+            for tp, generation in member.owned.items():
+                if tp in owners:
+                    self._found("I9", path, f"{tp} of group {group.group_id!r} has two owners: {owners[tp]} and {member.member_id}")
+                owners[tp] = member.member_id
+                if not generation <= member.generation:
+                    self._found("I9", path, f"{member.member_id} took {tp} in generation {generation} and is at {member.generation}")
+            if not member.generation <= group.generation <= group.epoch:
+                self._found("I9", path, f"generation {member.generation} of {member.member_id}, {group.generation} of epoch {group.epoch}")
+        targets = [tp for member in group.members.values() for tp in member.target]
+        if len(targets) != len(set(targets)):
+            self._found("I9", path, f"the target of group {group.group_id!r} gives a partition to two members")
 
     def _tell(self, size: int) -> None:
         self._done += size

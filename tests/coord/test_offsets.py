@@ -85,6 +85,18 @@ def test_a_snapshot_of_what_was_cut_away_is_not_used(place: Path, monkeypatch: p
         assert log.group_offsets("g") == {T0: OffsetAndMetadata(59)}
 
 
+def test_h36_who_only_commits_writes_snapshots_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 50)
+    with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
+        log.create_topic("t")
+        commit(log, 500)
+        path = Path(offsets_log(log)._snapshot_path)
+        assert path.exists()
+        fresh = OffsetsLog(offsets_log(log).log)
+        fresh._load_snapshot()
+        assert fresh._next > 400
+
+
 def test_processes_see_each_others_commits(log: streamlog.Cluster) -> None:
     log.create_topic("t")
     with streamlog.open(log.location) as other:
@@ -201,3 +213,28 @@ def test_a_reader_of_the_offsets_log_can_be_interrupted(log: streamlog.Cluster) 
         finally:
             signal.signal(signal.SIGALRM, previous)
         assert other.group_offsets("g") == {T0: OffsetAndMetadata(1999)}
+
+
+def test_check_finds_a_snapshot_that_lies_and_two_owners(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 10)
+    with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
+        log.create_topic("t", partitions=2)
+        commit(log, 12)
+        found = offsets_log(log)
+        found.refresh(5)
+        for group in found._groups.values():
+            group.offsets.clear()
+        found._save_snapshot(0)
+        consumers = [log.consumer("t", group_id="g") for _ in range(2)]
+        for consumer in consumers * 3:
+            consumer.poll()
+        coordinator = log._groups.coordinator("g", 5)
+        group = coordinator.file.load()
+        assert group is not None
+        everything = {T0: 2, TopicPartition("t", 1): 2}
+        broken = group._replace(members={key: member._replace(owned=everything) for key, member in group.members.items()})
+        coordinator.change(5, lambda _: (broken, None))
+        assert {finding.invariant for finding in streamlog.check(log)} == {"I9", "I10"}
+        coordinator.change(5, lambda _: (group, None))
+        Path(found._snapshot_path).unlink()
+        assert streamlog.check(log) == []

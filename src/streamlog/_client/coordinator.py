@@ -54,7 +54,9 @@ class Coordinator:
         deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        return under(self.file.lock, max(0.0, deadline - monotonic()), self._change, function, deadline)
+        changed = under(self.file.lock, max(0.0, deadline - monotonic()), self._change, function, deadline)
+        self.offsets.keep_up(timeout)
+        return changed
 
     def _change(self, function: Callable[[Group], tuple[Group, R]], deadline: float) -> tuple[Group, R, int]:
         self.file.words[HOLDER] = process.pid()

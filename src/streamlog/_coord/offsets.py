@@ -84,8 +84,8 @@ def metadata_record(group_id: str, metadata: GroupMetadata | None) -> tuple[list
 class OffsetsLog:
     """One partition of `__consumer_offsets`, and this process's fold of it.  Safe to share between threads."""
 
-    def __init__(self, log: PartitionLog) -> None:
-        self.log = log
+    def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
+        self.log, self._use_snapshot = log, use_snapshot
         self._lock = allocate_lock()
         self._folding = 0  # the thread that folds
         self._reader: LogReader | None = None
@@ -120,6 +120,13 @@ class OffsetsLog:
         found = self._groups.get(group_id)
         return {} if found is None else dict(found.offsets)
 
+    def state(self, timeout: float) -> list[tuple[Any, ...]]:
+        """Everything as of now, in an order that does not depend on how it came about."""
+        self.refresh(timeout)
+        return sorted(
+            (group_id, group.metadata or (), sorted(group.offsets.items())) for group_id, group in list(self._groups.items())
+        )  # fmt: skip
+
     # ---- the fold ----------------------------------------------------------------------------------------------------------
 
     def refresh(self, timeout: float) -> None:
@@ -135,9 +142,15 @@ class OffsetsLog:
             finally:
                 self._folding = 0
 
+    def keep_up(self, timeout: float) -> None:
+        """Fold, and so write a snapshot, once a snapshot is due: who only commits reads nothing otherwise (H36).  Outside locks."""
+        if self.log.high_watermark - self._next >= _SNAPSHOT_EVERY:
+            self.refresh(timeout)
+
     def _fold_all(self, timeout: float) -> None:
         if self._reader is None:
-            self._load_snapshot()
+            if self._use_snapshot:
+                self._load_snapshot()
             self._reader = LogReader(self.log, self._next, timeout=timeout)
         while self._next < self.log.high_watermark:
             if self._reader.offset != self._next:  # an exception from outside interrupted the fold of a batch
@@ -147,7 +160,7 @@ class OffsetsLog:
                 break
             self._fold(batch)
             self._next = batch.next_offset
-        if self._next - self._snapshot_at >= _SNAPSHOT_EVERY:
+        if self._use_snapshot and self._next - self._snapshot_at >= _SNAPSHOT_EVERY:
             self._save_snapshot(self._reader.epoch)
 
     def _fold(self, batch: fmt.Batch) -> None:
