@@ -6,12 +6,13 @@
         log.create_topic("clicks", partitions=4, exist_ok=True)
         with log.producer() as producer:
             producer.send("clicks", key="user-1", value="/home")
-        with log.consumer("clicks", auto_offset_reset="earliest", consumer_timeout_ms=100) as consumer:
+        with log.consumer("clicks", group_id="report", auto_offset_reset="earliest", consumer_timeout_ms=100) as consumer:
             for record in consumer:
                 print(record.partition, record.offset, record.key, record.value)
 
 A **cluster** is a directory that any number of processes have open at once; each may be killed at any instant without harm.  A **topic**
 has **partitions**; a partition is a log of records, each with an **offset**, kept in **segment** files.
+Consumers with a ``group_id`` share partitions and commit how far they are.
 
 Durability: under "os" (the default) an acknowledged record survives the death of any process, and may be lost at a power cut; under
 "fsync" it is on the disk.  Limits: a record and a batch of 1 MiB unless configured, 10,000 partitions a topic.  Local file systems only.  After

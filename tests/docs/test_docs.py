@@ -11,7 +11,7 @@ import pytest
 from streamlog._log import recovery
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+BLOCKS = [block for page in ("README.md", "docs/groups.md") for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -24,7 +24,7 @@ def test_readme_examples_run(number: int, place: Path) -> None:
 
 def test_readme_shell_lines_run(place: Path) -> None:
     lines = re.findall(r"^(?:streamlog|printf) .*$", (ROOT / "README.md").read_text(), re.M)
-    assert len(lines) == 4
+    assert len(lines) == 5
     script = "\n".join(re.sub(r"(?<!\S)streamlog ", f"{sys.executable} -m streamlog ", line) for line in lines)
     done = subprocess.run(["sh", "-ec", script], cwd=place, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
