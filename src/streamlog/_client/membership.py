@@ -124,24 +124,29 @@ class Membership:
         Raises: FencedInstanceIdError, InconsistentGroupProtocolError, StreamlogTimeoutError, and what an assignor raises.
         """
         self.check_fenced()
-        while (self._wanted or self._subscription) is not None and self.is_due():
-            self.attention = False
-            version, resolved_at = self._file.words[VERSION], self._metadata.version
-            self._compare_topics()
-            if not self._is_idle(holder):
-                group, todo, version = self._change(timeout)
-                if todo.lost:
-                    self._lose(group, holder)
-                    continue
-                if todo.next.release:
-                    self._give_up(todo.next.release, group.generation, holder, timeout)
-                    continue
-                if todo.next.claimed:
-                    self._compute(group, timeout)
-                    continue
-                self._tell(group, holder)
-            self._seen, self._resolved_at = version, resolved_at
-            self._timers.wake()  # others may have come
+        try:
+            while (self._wanted or self._subscription) is not None and self.is_due():
+                self._look(holder, timeout)
+        except BaseException:
+            self.attention = True  # whatever was broken off is looked at again by the next poll
+            raise
+
+    def _look(self, holder: Holder, timeout: float) -> None:
+        """One look at the group, and what it asks for."""
+        self.attention = False
+        version, resolved_at = self._file.words[VERSION], self._metadata.version
+        self._compare_topics()
+        if not self._is_idle(holder):
+            group, todo, version = self._change(timeout)
+            if todo.lost:
+                return self._lose(group, holder)
+            if todo.next.release:
+                return self._give_up(todo.next.release, group.generation, holder, timeout)
+            if todo.next.claimed:
+                return self._compute(group, timeout)
+            self._tell(group, holder)
+        self._seen, self._resolved_at = version, resolved_at
+        return self._timers.wake()  # others may have come
 
     def _change(self, timeout: float) -> tuple[Group, Todo, int]:
         """Take a step; what it changes of this member counts when the group is stored."""
@@ -277,7 +282,6 @@ class Membership:
             install = self._target(group, timeout)
         except BaseException:
             self.coordinator.change(timeout, self._give_up_claim)
-            self.attention = True  # at the next poll it is tried again
             raise
         try:
             self.coordinator.change(timeout, lambda found: (apply(found, install), None))
@@ -285,7 +289,6 @@ class Membership:
             pass  # it changed: the next round sees to it
         except InvalidStateError:
             self.coordinator.change(timeout, self._give_up_claim)
-            self.attention = True
             raise
 
     def _give_up_claim(self, group: Group) -> tuple[Group, None]:
