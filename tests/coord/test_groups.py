@@ -13,6 +13,7 @@ import pytest
 
 import streamlog
 from streamlog import OffsetAndMetadata, TopicPartition
+from streamlog._coord.offsets import CommittedOffset
 from streamlog.assignors import RangeAssignor, Subscription
 
 G = {"group_id": "g", "auto_offset_reset": "earliest"}
@@ -909,3 +910,34 @@ def test_offsets_outlive_the_process_and_the_boot(place: Any) -> None:
             assert consumer.poll() == []
             assert consumer.group_metadata().generation > generation
         assert streamlog.check(log) == []
+
+
+def test_h34_an_offset_noted_before_the_partition_came_back_is_refused(topic: streamlog.Cluster) -> None:
+    """A commit on its way while its partition goes to another member and returns."""
+    a = topic.consumer("t", **G)
+    a.poll()
+    member = a._membership
+    assert member is not None
+    noted = {tp(3): member.generation}
+    late = {(topic.topic("t")._topic_id, 3): CommittedOffset(1, 0, "", 0)}
+    b = topic.consumer("t", **G)
+    settle(b, a)
+    with pytest.raises(streamlog.CommitFailedError):
+        member.commit(late, noted, 5)  # it is b's
+    b.close()
+    settle(a)
+    before = committed(topic)
+    with pytest.raises(streamlog.IllegalGenerationError):
+        member.commit(late, noted, 5)  # it is a's again, since a later generation
+    with pytest.raises(streamlog.IllegalGenerationError):
+        member.commit(late, {tp(3): 99}, 5)
+    assert committed(topic) == before
+
+
+def test_h34_what_was_noted_in_an_earlier_generation_counts_while_the_partition_stayed(topic: streamlog.Cluster) -> None:
+    a = topic.consumer("t", enable_auto_commit=False, **G)
+    a.poll(max_records=40)
+    b = topic.consumer("t", **G)
+    b.poll()  # the target is another now, and a has not gone over to it
+    a.commit()
+    assert committed(topic) == dict.fromkeys(range(4), 10)
