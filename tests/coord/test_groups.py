@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import select
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -609,9 +614,7 @@ def test_h33_a_judge_that_was_stopped_itself_waits_a_session(topic: streamlog.Cl
     assert len(b.assignment()) == 4
 
 
-def test_a_fork_does_not_keep_a_member_alive(topic: streamlog.Cluster) -> None:
-    import os
-
+def test_h22_a_child_has_no_part_in_its_parents_membership(topic: streamlog.Cluster) -> None:
     a = topic.consumer("t", **G)
     a.poll()
     child = os.fork()
@@ -941,3 +944,74 @@ def test_h34_what_was_noted_in_an_earlier_generation_counts_while_the_partition_
     b.poll()  # the target is another now, and a has not gone over to it
     a.commit()
     assert committed(topic) == dict.fromkeys(range(4), 10)
+
+
+# ---- real deaths -----------------------------------------------------------------------------------------------------
+
+MEMBER = """
+import os, sys, time, streamlog
+log = streamlog.open(sys.argv[1])
+consumer = log.consumer("t", group_id="g", auto_offset_reset="earliest", heartbeat_interval_ms=60_000, session_timeout_ms=600_000)
+while not consumer.assignment():
+    consumer.poll(10)
+if sys.argv[2] == "fork" and os.fork() == 0:
+    time.sleep(60)
+    os._exit(0)
+print("in", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "fork"])
+def test_h22_h24_a_killed_process_is_heard_of_at_once(topic: streamlog.Cluster, how: str) -> None:
+    """By its lock, long before its heartbeat would be missed; a child that it forked does not keep the lock."""
+    survivor = topic.consumer("t", heartbeat_interval_ms=60_000, session_timeout_ms=600_000, **G)
+    survivor.poll()
+    process = subprocess.Popen([sys.executable, "-c", MEMBER, topic.location, how], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        while not select.select([process.stdout], [], [], 0)[0]:
+            survivor.poll(10)
+        assert process.stdout.readline() == "in\n"
+        settle(survivor)
+        assert len(survivor.assignment()) == 2
+        process.kill()
+        deadline = time.monotonic() + 20
+        while len(survivor.assignment()) < 4:
+            survivor.poll(timeout_ms=1000)
+            assert time.monotonic() < deadline, "nobody heard of the death"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_a_stopped_holder_of_the_lock_is_named_and_the_poll_goes_on(topic: streamlog.Cluster) -> None:
+    """What is owned is read on; after the default time-out the error says whom it waits for."""
+    consumer = topic.consumer("t", default_api_timeout_ms=500, **G)
+    assert len(consumer.poll()) == 40
+    code = (
+        "import os, signal, sys, streamlog\nfrom streamlog._os.locks import under\n"
+        "coordinator = streamlog.open(sys.argv[1])._groups.coordinator('g', 5)\n"
+        "coordinator.change(5, lambda group: os.kill(os.getpid(), signal.SIGSTOP))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, topic.location])
+    try:
+        while os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG) == (0, 0):
+            time.sleep(0.01)
+        assert consumer._membership is not None
+        consumer._membership.attention = True
+        fill(topic, 1)
+        consumer._membership.subscribe(("t",), ("x", 0))  # so that there is something to do under the lock
+        assert len(consumer.poll()) == 4
+        with pytest.raises(streamlog.StreamlogTimeoutError, match=f"process {process.pid} .stopped"):
+            for _ in range(40):
+                consumer.poll()
+        with pytest.raises(streamlog.StreamlogTimeoutError, match="stopped"):
+            consumer.commit()
+    finally:
+        process.kill()
+        process.wait()
+    consumer.commit()
+    assert committed(topic) == dict.fromkeys(range(4), 11)
