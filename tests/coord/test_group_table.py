@@ -33,7 +33,7 @@ def events(group: Group) -> list[Any]:
     found += [g.Join(member("z", None, ("c",)), 0), g.Delete(), g.Alter(), g.PartitionsChanged(1), g.PartitionsChanged(99)]
     for name in names:
         found += [g.Leave(name), g.Death(name), g.Expire(name, "o", 2000, 0), g.Expire(name, "o", 0, 0), g.Expire(name, name, 2000, 0)]
-        found += [g.ClaimTarget(name, 0), g.ClaimTarget(name, 5000), g.GiveUp(name), g.Take(name), g.Subscribe(name, SUBSCRIPTION)]
+        found += [g.ClaimTarget(name, 0), g.ClaimTarget(name, 5000), g.Take(name), g.Subscribe(name, SUBSCRIPTION)]
         found += [g.Release(name, generation, frozenset(tps)) for generation in (group.generation, group.generation + 1) for tps in ([], [P0])]
         found += [g.Commit(name, None, {P0: generation}) for generation in (0, group.generation)]
         found += [g.Install(name, group.epoch, "a", cooperative, 1, topics, target) for cooperative in (True, False) for target in targets]

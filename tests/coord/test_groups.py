@@ -668,6 +668,7 @@ BAD: dict[str, tuple[Callable[[streamlog.Cluster], object], type[Exception]]] = 
     "delete a group with members": (lambda log: (joined(log), log.delete_group("g")), streamlog.NonEmptyGroupError),
     "alter of an unknown partition": (lambda log: log.alter_group_offsets("g", {tp(9): 0}), streamlog.UnknownTopicOrPartitionError),
     "alter by a list": (lambda log: log.alter_group_offsets("g", [tp(0)]), streamlog.ConfigurationError),
+    "a listener that hears nothing": (lambda log: log.consumer(**G).subscribe(["t"], listener=print), streamlog.ConfigurationError),
     "no strategy in common": (
         lambda log: (joined(log), log.consumer("t", partition_assignment_strategy="range", **G).poll()), streamlog.InconsistentGroupProtocolError,
     ),
@@ -739,6 +740,9 @@ def test_an_assignors_nonsense_is_refused(topic: streamlog.Cluster, name: str) -
     for _ in range(2):
         with pytest.raises(streamlog.InvalidStateError, match="assignor 'wrong'"):
             consumer.poll()
+        assert consumer.poll() == []  # once a second
+        topic._home.clock.advance(1001)
+        beat(consumer)
     assert topic.describe_group("g").state == "Assigning"
     wrong.answer = lambda members, partitions: {next(iter(members)): [("t", 1)]}
     consumer.poll()
@@ -752,6 +756,20 @@ def test_one_partition_to_two_members_is_refused(topic: streamlog.Cluster) -> No
     with pytest.raises(streamlog.InvalidStateError, match="to both"):
         b.poll()
     assert shares(a, b) == [[0], []]
+
+
+def test_a_failing_assignor_does_not_keep_its_members_from_reading(topic: streamlog.Cluster) -> None:
+    def two_are_too_many(members: Any, partitions: Any) -> Any:
+        if len(members) > 1:
+            raise ZeroDivisionError
+        return RangeAssignor().assign(members, partitions)
+
+    a, b = (topic.consumer("t", partition_assignment_strategy=Wrong(two_are_too_many), **G) for _ in range(2))
+    assert len(a.poll()) == 40
+    with pytest.raises(ZeroDivisionError):
+        b.poll()
+    fill(topic, 1)
+    assert len(a.poll()) == 4
 
 
 def test_an_assignors_error_comes_out_of_poll_and_others_go_on(topic: streamlog.Cluster) -> None:
@@ -775,12 +793,12 @@ def test_an_own_assignor_sees_what_members_want_and_have(topic: streamlog.Cluste
         seen.append((sorted(members.values()), dict(partitions)))
         return RangeAssignor().assign(members, partitions)
 
-    consumer = topic.consumer("t", partition_assignment_strategy=Wrong(assign), group_instance_id="A", **G)
+    consumer = topic.consumer("t", partition_assignment_strategy=Wrong(assign), group_instance_id="A", client_id="me", **G)
     consumer.poll()
     consumer.enforce_rebalance()
     consumer.poll()
     owned = tuple(tp(n) for n in range(4))
-    assert seen == [([Subscription(("t",), (), "A")], {"t": 4}), ([Subscription(("t",), owned, "A")], {"t": 4})]
+    assert seen == [([Subscription(("t",), (), "A", "me")], {"t": 4}), ([Subscription(("t",), owned, "A", "me")], {"t": 4})]
 
 
 def test_ctrl_c_in_a_listener_loses_nothing(topic: streamlog.Cluster) -> None:

@@ -322,7 +322,8 @@ class Model:
         claim = group.claim
         if claim is not None and claim.epoch == group.epoch and "claim-ages" in self.rules:
             holder = next((other for other in state.locals if other.name == claim.member_id), None)
-            now = 0 if holder is not None and holder.status == "runs" else g.CLAIM_MS + 1  # a second passes only while it does not run
+            computes = holder is not None and holder.status == "runs" and holder.claim >= 0
+            now = 0 if computes else g.CLAIM_MS + 1  # a second passes only while nobody computes
         if group.state == g.ASSIGNING and "anybody-computes" not in self.rules and state.changer != local.name:
             return
         after, todo = g.proceed(group, local.name, now, self.table)
@@ -380,16 +381,11 @@ class Model:
             except AssertionError as error:
                 raise BrokenError(f"a target of another time was installed ({error})") from None
             except StreamlogError:
-                yield f"{who}: its target is refused", self._put(state, number, local._replace(claim=-1), group=self._unclaimed(group, local))
+                yield f"{who}: its target is refused", self._put(state, number, local._replace(claim=-1))
                 return
             if after.generation < group.generation:
                 raise BrokenError(f"the generation goes back from {group.generation} to {after.generation}")
             yield f"{who}: installs {dict(zip(self.partitions, choice))}", self._put(state, number, local._replace(claim=-1), group=after)
-
-    @staticmethod
-    def _unclaimed(group: Group, local: Local) -> Group:
-        mine = group.claim is not None and group.claim.member_id == local.name and group.state == g.ASSIGNING
-        return apply(group, g.GiveUp(local.name)) if mine else group
 
     # ---- properties --------------------------------------------------------------------------------------------------------------
 

@@ -131,6 +131,10 @@ class Coordinator:
 
     # ---- offsets -------------------------------------------------------------------------------------------------------------
 
+    def commit_from_outside(self, noted: Mapping[TopicPartition, int], offsets: Offsets, *, durability: str, timeout: float) -> None:
+        """Commit as nobody in particular: counts while the group has no members."""
+        self.commit(Commit("", None, noted), offsets, durability=durability, timeout=timeout)
+
     def commit(self, event: Commit, offsets: Offsets, *, durability: str, timeout: float) -> None:
         """Commit offsets, all or none.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
 

@@ -37,7 +37,6 @@ from streamlog._coord.group import (
     RECONCILING,
     STABLE,
     Commit,
-    GiveUp,
     Group,
     GroupTopic,
     Install,
@@ -277,24 +276,15 @@ class Membership:
             self._told = member.generation
 
     def _compute(self, group: Group, timeout: float) -> None:
-        """Compute the target that was claimed, and install it unless the group has changed meanwhile (H35)."""
-        try:
-            install = self._target(group, timeout)
-        except BaseException:
-            self.coordinator.change(timeout, self._give_up_claim)
-            raise
+        """Compute the target that was claimed, and install it unless the group has changed meanwhile (H35).
+
+        Where that fails the claim stands for its second: the error comes out of `poll`, and this member and others read on until then.
+        """
+        install = self._target(group, timeout)
         try:
             self.coordinator.change(timeout, lambda found: (apply(found, install), None))
         except RebalanceInProgressError:
-            pass  # it changed: the next round sees to it
-        except InvalidStateError:
-            self.coordinator.change(timeout, self._give_up_claim)
-            raise
-
-    def _give_up_claim(self, group: Group) -> tuple[Group, None]:
-        claim = group.claim
-        mine = claim is not None and claim.member_id == self.member_id and group.state == ASSIGNING
-        return (apply(group, GiveUp(self.member_id)) if mine else group), None
+            pass  # it changed: the next look sees to it
 
     def _target(self, group: Group, timeout: float) -> Install:
         """Ask the assignor.  Its answer is anybody's: it is checked here for shape and in the table for sense."""
@@ -305,7 +295,7 @@ class Membership:
         names = {member_id: _topics_of(member.subscription, known) for member_id, member in group.members.items()}
         wanted = {topic for listed in names.values() for topic in listed}
         members = {
-            member_id: assignors.Subscription(names[member_id], tuple(sorted(member.owned)), member.group_instance_id)
+            member_id: assignors.Subscription(names[member_id], tuple(sorted(member.owned)), member.group_instance_id, member.client_id)
             for member_id, member in group.members.items()
         }
         assignor = self._assignors[chosen_assignor(group)]

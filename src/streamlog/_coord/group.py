@@ -31,7 +31,7 @@ from streamlog.types import NamedTuple, TopicPartition
 
 EMPTY, ASSIGNING, RECONCILING, STABLE, DEAD = STATES = ("Empty", "Assigning", "Reconciling", "Stable", "Dead")
 MAX_MEMBERS = 1024
-CLAIM_MS = 1000  # a claim older than this is open to others (H35)
+CLAIM_MS = 1000  # a claim older than this is open to others, and to who failed at it (H35)
 
 
 class Subscription(NamedTuple):
@@ -177,12 +177,6 @@ class ClaimTarget(NamedTuple):
     now_ms: int
 
 
-class GiveUp(NamedTuple):
-    """A member could not compute the target that it claimed."""
-
-    member_id: str
-
-
 class Install(NamedTuple):
     """A computed target; counts only if the group is still what it was computed for (compare-and-swap by `epoch`)."""
 
@@ -299,12 +293,6 @@ def claim_is_open(group: Group, event: ClaimTarget) -> None:
         raise RebalanceInProgressError(f"group {group.group_id!r}: its target is being computed")
 
 
-def is_claimant(group: Group, event: GiveUp) -> None:
-    """Only one's own claim is given up."""
-    if group.claim is None or group.claim.member_id != event.member_id:
-        raise InvalidStateError(f"{event.member_id!r} has no claim on group {group.group_id!r}")
-
-
 def is_current(group: Group, event: Install) -> None:
     """What the target depends on has not changed since it was begun to compute: compare-and-swap (H35)."""
     if event.epoch != group.epoch:
@@ -416,10 +404,6 @@ def _claim(group: Group, event: ClaimTarget) -> Group:
     return group._replace(claim=Claim(event.member_id, group.epoch, event.now_ms))
 
 
-def _give_up(group: Group, event: GiveUp) -> Group:
-    return group._replace(claim=None)
-
-
 def _install(group: Group, event: Install) -> Group:
     # what was owned of a topic that was deleted since is nobody's, whatever has its name now; a group forgets no topic's id
     anew = {name for name, topic in event.topics.items() if name not in group.topics or group.topics[name].topic_id != topic.topic_id}
@@ -486,7 +470,6 @@ TABLE: dict[type, Transition] = {
     Subscribe: Transition(dict.fromkeys(_WITH_MEMBERS, (ASSIGNING,)), (is_member, shares_an_assignor), _subscribe, UnknownMemberIdError),
     PartitionsChanged: Transition({RECONCILING: (ASSIGNING,), STABLE: (ASSIGNING,)}, (is_later,), _partitions_changed),
     ClaimTarget: Transition({ASSIGNING: (ASSIGNING,)}, (is_member, claim_is_open), _claim),
-    GiveUp: Transition({ASSIGNING: (ASSIGNING,)}, (is_claimant,), _give_up),
     Install: Transition({ASSIGNING: (RECONCILING,)}, (is_current, is_sane), _install, RebalanceInProgressError),
     Release: Transition(
         {ASSIGNING: (ASSIGNING,), RECONCILING: (RECONCILING, STABLE)}, (is_member, goes_forward), _release, UnknownMemberIdError
@@ -516,7 +499,11 @@ def apply(group: Group, event: Any, table: Mapping[type, Transition] = TABLE) ->
 def _refuse(group: Group, event: Any, row: Transition) -> NoReturn:
     if row.refusal is UnknownMemberIdError:
         is_member(group, event)
-    what = "it has members" if group.members and row.refusal is NonEmptyGroupError else f"its state is {group.state}"
+    what = f"its state is {group.state}"
+    if group.members and row.refusal is NonEmptyGroupError:
+        static = [member.group_instance_id for member in group.members.values() if member.group_instance_id is not None]
+        stay = f"; static members ({', '.join(static)}) stay until their session ends, closed or not" if static else ""
+        what = f"it has {len(group.members)} members{stay}"
     raise row.refusal(f"group {group.group_id!r}: {type(event).__name__.lower()} is not possible, {what}")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 import streamlog
 from streamlog.cli.common import count, open_cluster, print_table
 from streamlog.config import parse_duration_ms
-from streamlog.errors import ConfigurationError, InvalidConfigError, NonEmptyGroupError
+from streamlog.errors import ConfigurationError, InvalidConfigError, NonEmptyGroupError, StreamlogError
 from streamlog.types import TopicPartition
 
 _COLUMNS = ("topic", "partition", "committed", "end", "lag", "member", "client", "pid")
@@ -62,7 +62,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         found = 0.0
     if not 0.01 <= found < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r}: seconds from 0.01 are wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: seconds from 0.01 are wanted (groups go before --watch)")
     return found
 
 
@@ -120,11 +120,16 @@ def _print_group(cluster: streamlog.Cluster, group: GroupDescription) -> None:
 
 
 def _delete(args: argparse.Namespace) -> int:
+    code = 0
     with open_cluster(args) as cluster:
         for group_id in args.ids:
-            cluster.delete_group(group_id)
-            print(f"{group_id}: deleted")
-    return 0
+            try:
+                cluster.delete_group(group_id)
+                print(f"{group_id}: deleted")
+            except StreamlogError as error:  # the others are deleted all the same
+                print(f"streamlog: {error}", file=sys.stderr)
+                code = 2
+    return code
 
 
 # ---- reset-offsets ---------------------------------------------------------------------------------------------------
@@ -178,13 +183,20 @@ def _place(cluster: streamlog.Cluster, args: argparse.Namespace, committed: dict
         if args.to_latest:
             return end
         if wanted is not None:
-            return min(max(wanted, first), end)
+            return _clipped(tp, wanted, first, end)
         if shift is not None:
             if tp not in committed:
                 raise ConfigurationError(f"--shift-by: group {args.id!r} has no offset of {tp.topic}-{number} to shift")
-            return min(max(committed[tp] + shift, first), end)
+            return _clipped(tp, committed[tp] + shift, first, end)
         at = args.to_datetime if args.to_datetime is not None else max(0, int(time.time() * 1000) - args.by_duration)
         found = topic.offsets_for_times({number: at})[number]
         return end if found is None else found.offset
 
     return place
+
+
+def _clipped(tp: TopicPartition, offset: int, first: int, end: int) -> int:
+    nearest = min(max(offset, first), end)
+    if nearest != offset:
+        print(f"{tp.topic}-{tp.partition}: {offset} is outside of [{first}, {end}]; {nearest} is taken")
+    return nearest
