@@ -79,6 +79,10 @@ def text(default: str | None, doc: str) -> Any:
     def check(name: str, value: Any) -> str | None:
         if value is not None and not isinstance(value, str):
             raise InvalidConfigError(f"{name}={value!r}: a string is wanted")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidConfigError(f"{name}={value!r} is not UTF-8: {error}") from None
         return value
 
     return Field(check, default, doc)

@@ -34,6 +34,7 @@ from streamlog.errors import (
     ConcurrentModificationError,
     ConfigurationError,
     InvalidStateError,
+    StorageFullError,
     StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
@@ -138,12 +139,12 @@ class Consumer:
 
     def _count_handed(self) -> None:
         """What the last `poll` returned is processed."""
-        handed, self._fetcher.handed = self._fetcher.handed, []
         if not self._stores:
             generation = self._generation()
-            for cursor in handed:
+            for cursor in self._fetcher.handed:
                 if cursor.position is not None:
                     cursor.process(cursor.position, -1 if cursor.reader is None else cursor.reader.epoch, generation)
+        self._fetcher.handed = []
 
     def _asked_for_more(self) -> None:
         if self._fetcher.handed:
@@ -217,8 +218,10 @@ class Consumer:
     @exclusive()
     def unsubscribe(self) -> None:
         """Read nothing, and leave the group."""
-        self._depart(monotonic() + self._timeout, autocommit=True)
-        self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
+        try:
+            self._depart(monotonic() + self._timeout, autocommit=True)
+        finally:
+            self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
         self._raise_listener_error()
 
     def assignment(self) -> set[TopicPartition]:
@@ -284,15 +287,17 @@ class Consumer:
         return -1 if self._membership is None else self._membership.generation
 
     def _follow_group(self, member: Membership, deadline: float) -> None:
-        """Do what the group asks for.  Where its lock cannot be had the poll goes on with what is there, up to the default time-out."""
+        """Do what the group asks for.  Where its lock, or room on the disk, cannot be had a poll goes on with the partitions that there are,
+        up to the default time-out.
+        """
         patience = max(_LOCK_PATIENCE, min(deadline - monotonic(), self._timeout))
         try:
             member.poll(_Share(self, patience), patience)
             self._locked_out_since = None
-        except StreamlogTimeoutError:
+        except (StreamlogTimeoutError, StorageFullError):
             now = monotonic()
             self._locked_out_since = self._locked_out_since or now
-            if now - self._locked_out_since >= self._timeout:
+            if not self._fetcher.rotation or now - self._locked_out_since >= self._timeout:
                 self._locked_out_since = None
                 raise
         finally:
@@ -341,13 +346,17 @@ class Consumer:
         member = self._membership
         try:
             if autocommit:
-                self._commit_by_itself(max(0.0, deadline - monotonic()))
+                self._commit_by_itself(max(0.0, deadline - monotonic()) / 2)  # the other half is for leaving
             if member is not None and self._fetcher.cursors:
                 self._hear("on_partitions_revoked", sorted(self._fetcher.cursors))
-        finally:
             self._fetcher.set_cursors({})
             if member is not None and not self._home.closed:
                 member.leave(max(0.0, deadline - monotonic()))
+        except BaseException:
+            self._fetcher.set_cursors({})
+            if member is not None:
+                member.abandon()
+            raise
 
     def group_metadata(self) -> GroupMetadata:
         """This consumer's membership as it is now, for a producer that commits its offsets.  Raises InvalidStateError without a group."""
@@ -513,6 +522,7 @@ class Consumer:
                 self._look_around(deadline)
                 if self._close_asked is not None or not self._reads():  # a listener's doing
                     return []
+                self._fetcher.place()
                 if self._gathers:
                     self._fetcher.gather(deadline, self._other_bells(), self._is_called)
                 if found := take(*args):
@@ -638,7 +648,7 @@ class Consumer:
         for cursor, offset in [(cursor, place(cursor)) for cursor in cursors]:
             cursor.move(offset)
             if offset is None:
-                cursor.processed = None
+                cursor.processed, self._fetcher.unplaced = None, True
             elif not self._stores:
                 cursor.process(offset, -1, self._generation())
             if self._in_hand is not None and cursor.tp == self._in_hand[:2]:
@@ -725,6 +735,10 @@ class Consumer:
             self._depart(deadline, autocommit=autocommit)
             self._run_callbacks()
             self._raise_listener_error()
+        except BaseException:
+            if self._membership is not None:
+                self._membership.abandon()
+            raise
         finally:
             self._closed_reason = self._closed_reason or "close() was called"
             self._chunk, self._chunk_left = [], iter(())

@@ -511,6 +511,25 @@ def test_a_commit_of_what_is_not_ones_own_is_refused(topic: streamlog.Cluster) -
     assert committed(topic).get(0) != 9
 
 
+@pytest.mark.parametrize("how", ["paused", "limited"])
+def test_every_partition_is_placed_by_the_first_poll(topic: streamlog.Cluster, how: str) -> None:
+    """Under "latest" what is written after it is read, however late its partition's turn comes."""
+
+    class Pausing:
+        def on_partitions_assigned(self, tps: list[TopicPartition]) -> None:
+            if how == "paused":
+                consumer.pause(*tps)
+
+    topic.alter_group_offsets("g", {tp(1): 0})
+    consumer = topic.consumer(group_id="g", max_poll_records=3)
+    consumer.subscribe(["t"], listener=Pausing())
+    consumer.poll()
+    fill(topic, 2)
+    consumer.resume(*consumer.paused())
+    found = [record for _ in range(20) for record in consumer.poll()]
+    assert sum(record.partition != 1 for record in found) == 6
+
+
 # ---- static members --------------------------------------------------------------------------------------------------
 
 
@@ -667,6 +686,11 @@ BAD: dict[str, tuple[Callable[[streamlog.Cluster], object], type[Exception]]] = 
     "alter a group with members": (lambda log: (joined(log), log.alter_group_offsets("g", {tp(0): 0})), streamlog.NonEmptyGroupError),
     "delete a group with members": (lambda log: (joined(log), log.delete_group("g")), streamlog.NonEmptyGroupError),
     "alter of an unknown partition": (lambda log: log.alter_group_offsets("g", {tp(9): 0}), streamlog.UnknownTopicOrPartitionError),
+    "a group id that is no text": (lambda log: log.alter_group_offsets("\ud800", {tp(0): 0}), streamlog.ConfigurationError),
+    "a client id that is no text": (lambda log: log.consumer(group_id="g", client_id="\ud800"), streamlog.InvalidConfigError),
+    "metadata that is no text": (
+        lambda log: log.alter_group_offsets("g", {tp(0): OffsetAndMetadata(0, None, "\ud800")}), streamlog.ConfigurationError,
+    ),
     "alter by a list": (lambda log: log.alter_group_offsets("g", [tp(0)]), streamlog.ConfigurationError),
     "a listener that hears nothing": (lambda log: log.consumer(**G).subscribe(["t"], listener=print), streamlog.ConfigurationError),
     "no strategy in common": (
@@ -728,6 +752,9 @@ NONSENSE: dict[str, Callable[[Any, Any], Any]] = {
     "None": lambda members, partitions: None,
     "a list": lambda members, partitions: [("t", 0)],
     "numbers": lambda members, partitions: {next(iter(members)): 5},
+    "a partition as text": lambda members, partitions: {next(iter(members)): [("t", "0")]},
+    "a partition as a float": lambda members, partitions: {next(iter(members)): [("t", 0.0)]},
+    "a partition as a bool": lambda members, partitions: {next(iter(members)): [("t", True)]},
     "not partitions": lambda members, partitions: {next(iter(members)): ["t-0"]},
 }
 

@@ -324,8 +324,8 @@ def test_a_subscription_whose_store_fails_is_not_forgotten(two: Any) -> None:
         raise streamlog.StorageFullError("no space left")
 
     file.store = full
-    with pytest.raises(streamlog.StorageFullError):
-        consumer.poll()
+    consumer.poll()  # it goes on with what it has
+    assert len(consumer.assignment()) == 2
     consumer.poll()
     assert len(consumer.assignment()) == 3
 
@@ -460,3 +460,44 @@ def test_polls_bombarded_by_signals_settle(two: Any, seed: int) -> None:
     print(f"{interrupts} interrupts")
     for consumer in consumers:
         consumer.close()
+
+
+@pytest.mark.parametrize("at", ["_depart", "leave", "_hear"])
+def test_a_close_that_is_broken_off_leaves_no_ghost(two: Any, at: str) -> None:
+    one, other = two
+    a, b = one.consumer("t", **G), other.consumer("t", **G)
+    settle(a, b)
+
+    def broken(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    target = a._membership if at == "leave" else a
+    setattr(target, at, broken)
+    with pytest.raises(Interrupted):
+        a.close()
+    delattr(target, at)
+    a.close()
+    assert b._membership is not None
+    b._membership.attention = True
+    settle(b)
+    assert len(b.assignment()) == 2
+
+
+def test_an_unsubscribe_that_fails_is_one_all_the_same(two: Any) -> None:
+    one, _ = two
+    consumer = one.consumer("t", **G)
+    consumer.poll()
+
+    def broken(*_: object) -> None:
+        raise streamlog.StreamlogTimeoutError("the lock could not be had")
+
+    consumer._membership.leave = broken
+    with pytest.raises(streamlog.StreamlogTimeoutError):
+        consumer.unsubscribe()
+    del consumer._membership.leave
+    for call in (consumer.poll, consumer.enforce_rebalance):
+        with pytest.raises(streamlog.InvalidStateError):
+            call()
+    consumer.subscribe(["t"])
+    assert len(consumer.poll()) == 6  # neither a poll, nor a commit, nor a close: the last records count as not processed
+    assert len(consumer.assignment()) == 2

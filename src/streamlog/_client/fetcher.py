@@ -40,6 +40,8 @@ class Fetcher:
         """Where the group was, if there is one."""
         self.generation: Callable[[], int] = lambda: -1
         """The group's generation now."""
+        self.unplaced = False
+        """Whether some partition may have no position yet."""
         self._views: dict[LogReader, None] = {}
         self._waiter: Waiter | None = None
 
@@ -48,8 +50,24 @@ class Fetcher:
         self.cursors = cursors
         self.rotation = list(cursors.values())
         self.handed = [cursor for cursor in self.handed if cursors.get(cursor.tp) is cursor]
+        self.unplaced = True
         self._views = {}
         self._waiter = None
+
+    def place(self) -> None:
+        """Give every partition its position, paused ones too, before anything is read: what is written from now on comes after "latest".
+
+        One that has none to begin at stays without, and its turn says why.
+        """
+        if self.unplaced:
+            failed = False
+            for cursor in self.rotation:
+                if cursor.position is None:
+                    try:
+                        self._look_up(cursor)
+                    except StreamlogError:
+                        failed = True
+            self.unplaced = failed
 
     def take_all(self, limit: int) -> list[Record]:
         """Up to `limit` records that can be read now.  `taken` says where from; `rewind` takes it all back."""

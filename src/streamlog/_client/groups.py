@@ -140,8 +140,12 @@ class Groups:
 
 def check_group_id(group_id: object) -> None:
     """A group's id is any text but the empty one."""
-    if not isinstance(group_id, str) or not group_id:
-        raise ConfigurationError(f"group_id={group_id!r}: a name is wanted")
+    try:
+        named = isinstance(group_id, str) and bool(group_id.encode())
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ConfigurationError(f"group_id={group_id!r}: a name, to be written as UTF-8, is wanted")
 
 
 def committed_offset(offset: OffsetAndMetadata, now_ms: int) -> CommittedOffset:

@@ -121,9 +121,10 @@ def _checked_offset(given: Any) -> OffsetAndMetadata:
     for number, least in ((found.offset, 0), (0 if found.leader_epoch is None else found.leader_epoch, -1)):
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
             raise ConfigurationError(f"offset {given!r}: a whole number from 0, or OffsetAndMetadata, is wanted")
-    if not isinstance(found.metadata, str):
-        raise ConfigurationError(f"offset {given!r}: its metadata is a str")
-    size = len(found.metadata.encode(errors="surrogatepass"))
+    try:
+        size = len(found.metadata.encode())
+    except (AttributeError, UnicodeEncodeError):
+        raise ConfigurationError(f"offset {given!r}: its metadata is a str, to be written as UTF-8") from None
     if size > MAX_OFFSET_METADATA:
         raise OffsetMetadataTooLargeError(f"{size} bytes of metadata; an offset takes at most {MAX_OFFSET_METADATA}")
     return found

@@ -8,6 +8,7 @@ committed, and only then the partitions are released.
 from __future__ import annotations
 
 import weakref
+from operator import index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -227,8 +228,8 @@ class Membership:
         self._next_beat = self._clock.monotonic_ms() + self.config.heartbeat_interval_ms
         self._last_tick = monotonic()
         self._finalizer = weakref.finalize(self, self._file.free_slot, joined.slot)
-        self.member_id = joined.member_id
         self._timers.add(self)
+        self.member_id = joined.member_id  # last: until then whatever breaks this off gives the slot back
 
     # ---- what happens outside the lock -----------------------------------------------------------------------------------------
 
@@ -303,7 +304,7 @@ class Membership:
         targets: dict[str, frozenset[TopicPartition]] = {}
         try:
             for member_id, partitions in answer.items():
-                given = [TopicPartition(*tp) for tp in partitions]
+                given = [_checked(*tp) for tp in partitions]
                 targets[member_id] = frozenset(given)
                 unwanted = {tp for tp in given if member_id in names and tp.topic not in names[member_id]}
                 if len(targets[member_id]) != len(given) or unwanted:
@@ -375,6 +376,11 @@ class Membership:
         finally:
             self._leave_slot()
 
+    def abandon(self) -> None:
+        """Be gone without a word: the free byte tells the others.  For a leave that was broken off."""
+        self._subscription = self._wanted = None
+        self._leave_slot()
+
     def _leave_slot(self) -> None:
         slot, self._slot, self.member_id = self._slot, -1, ""
         self.generation = self._told = -1
@@ -397,12 +403,15 @@ class Membership:
             return now + _NEVER
         self._may_judge()
         self._last_tick = monotonic()
-        if self.beat(now):
-            probe = True
+        beaten = self.beat(now)
         group = self._file.load()
         if group is None:
             return self._next_beat
-        due = min((self._due(member, now, probe) for member in group.members.values() if member.slot != slot), default=now + _NEVER)
+        near = {member.slot for member in self._neighbours(group)}
+        due = now + _NEVER
+        for member in group.members.values():
+            if member.slot != slot:
+                due = min(due, self._due(member, now, beaten or (probe and member.slot in near)))
         mine = group.members.get(self.member_id)
         if mine is None or (group.state == RECONCILING and (mine.generation != group.generation or to_take(group, mine))):
             due = now
@@ -435,13 +444,28 @@ class Membership:
         return now + max(waits, 1 + min(member.session_timeout_ms - heartbeat_ms, member.max_poll_interval_ms - poll_ms))
 
     def others(self) -> set[int]:
-        """Pids of the processes of the group."""
+        """Pids of the processes that this member listens to."""
         group = self._file.load() if self._slot >= 0 else None
-        return set() if group is None else {member.pid for member in group.members.values() if member.group_instance_id is None}
+        return set() if group is None else {member.pid for member in self._neighbours(group) if member.group_instance_id is None}
+
+    def _neighbours(self, group: Group) -> list[Member]:
+        """Those that come next in the ring of members: if all listened to all, a death would cost the square of their number.
+
+        All others are looked at with each heartbeat.
+        """
+        ring = sorted(group.members.values(), key=lambda member: (member.slot <= self._slot, member.slot))
+        return [member for member in ring if member.slot != self._slot][:_NEIGHBOURS]
 
 
 _NEVER = 1 << 40
+_NEIGHBOURS = 12
 _AGAIN_MS = 100
+
+
+def _checked(topic: Any, partition: Any) -> TopicPartition:
+    if not isinstance(topic, str) or isinstance(partition, bool):
+        raise TypeError(f"({topic!r}, {partition!r}) is not a (topic, partition)")
+    return TopicPartition(topic, index(partition))
 
 
 def _has(group: Group, event: Leave | Release) -> bool:

@@ -326,9 +326,15 @@ class PartitionLog:
         if self._inode != words[INODE] or self._salt != words[SALT]:
             self.forget()
             raise DiskFailedError(f"{self._path} is not the file that {self.name} was written to: it was replaced; open the cluster again")
-        self._open_index()
-        self._learn()
         self._looked = True
+        try:
+            self._open_index()
+        except StorageFullError:
+            self.forget()
+            if for_append:
+                raise
+            return  # a reader does without
+        self._learn()
 
     def _facts(self, for_append: bool) -> recovery.Facts:
         words = self.words

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 import streamlog
 from streamlog.cli.common import count, open_cluster, print_table
 from streamlog.config import parse_duration_ms
-from streamlog.errors import ConfigurationError, InvalidConfigError, NonEmptyGroupError, StreamlogError
+from streamlog.errors import ConfigurationError, GroupIdNotFoundError, InvalidConfigError, NonEmptyGroupError, StreamlogError
 from streamlog.types import TopicPartition
 
 _COLUMNS = ("topic", "partition", "committed", "end", "lag", "member", "client", "pid")
@@ -69,9 +69,9 @@ def _seconds(text: str) -> float:
 def _datetime_ms(text: str) -> int:
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return max(0, int(found.timestamp() * 1000))
+    except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(f"{text!r}: a time such as 2013-01-31T18:30:00 is wanted") from None
-    return max(0, int(found.timestamp() * 1000))
 
 
 def _duration_ms(text: str) -> int:
@@ -84,14 +84,14 @@ def _duration_ms(text: str) -> int:
 def _list(args: argparse.Namespace) -> int:
     with open_cluster(args) as cluster:
         for group in cluster.groups():
-            print(f"{group.group_id}  {group.state}")
+            print(f"{_shown(group.group_id)}  {group.state}")
     return 0
 
 
 def _describe(args: argparse.Namespace) -> int:
     with open_cluster(args) as cluster:
         while True:
-            found = [cluster.describe_group(group_id) for group_id in args.ids or [group.group_id for group in cluster.groups()]]
+            found = [cluster.describe_group(group_id) for group_id in args.ids] if args.ids else list(_all(cluster))
             if args.watch and sys.stdout.isatty():
                 print(_CLEAR, end="")
             for group in found:
@@ -102,14 +102,29 @@ def _describe(args: argparse.Namespace) -> int:
             time.sleep(args.watch)
 
 
+def _all(cluster: streamlog.Cluster) -> Iterable[GroupDescription]:
+    for group in cluster.groups():
+        try:
+            yield cluster.describe_group(group.group_id)
+        except GroupIdNotFoundError:
+            continue  # deleted meanwhile
+
+
+def _shown(group_id: str) -> str:
+    """A group's id, which may be any text, for a terminal."""
+    return group_id if group_id.isprintable() else repr(group_id)
+
+
 def _print_group(cluster: streamlog.Cluster, group: GroupDescription) -> None:
-    print(f"{group.group_id}: {group.state}, {len(group.members)} members, generation {group.generation}, assignor {group.assignor or '-'}")
+    print(f"{_shown(group.group_id)}: {group.state}, {len(group.members)} members, generation {group.generation}, assignor {group.assignor or '-'}")
     owners = {tp: member for member in group.members for tp in member.assignment}
     rows = []
-    for tp in sorted({*owners, *group.offsets}):
+    partitions = sorted({*owners, *group.offsets})
+    ends = {topic: cluster.topic(topic).end_offsets() for topic in {tp.topic for tp in partitions}}
+    for tp in partitions:
         owner, committed = owners.get(tp), group.offsets.get(tp)
         who = ("-", "-", "-") if owner is None else (owner.member_id, owner.client_id or "-", str(owner.pid))
-        end = cluster.topic(tp.topic).end_offsets().get(tp.partition, 0)
+        end = ends[tp.topic].get(tp.partition, 0)
         place = ("-", str(end), "-") if committed is None else (str(committed.offset), str(end), str(group.lag[tp]))
         rows.append((tp.topic, str(tp.partition), *place, *who))
     for member in group.members:
@@ -175,9 +190,14 @@ def _place(cluster: streamlog.Cluster, args: argparse.Namespace, committed: dict
     wanted: int | None = args.to_offset
     shift: int | None = args.shift_by
 
+    topics: dict[str, tuple[streamlog.Topic, dict[int, int], dict[int, int]]] = {}
+
     def place(tp: TopicPartition) -> int:
-        topic, number = cluster.topic(tp.topic), tp.partition
-        first, end = topic.beginning_offsets()[number], topic.end_offsets()[number]
+        if tp.topic not in topics:
+            found_topic = cluster.topic(tp.topic)
+            topics[tp.topic] = found_topic, found_topic.beginning_offsets(), found_topic.end_offsets()
+        (topic, firsts, ends), number = topics[tp.topic], tp.partition
+        first, end = firsts[number], ends[number]
         if args.to_earliest:
             return first
         if args.to_latest:
