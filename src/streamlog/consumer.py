@@ -294,10 +294,11 @@ class Consumer:
         try:
             member.poll(_Share(self, patience), patience)
             self._locked_out_since = None
-        except (StreamlogTimeoutError, StorageFullError):
+        except (StreamlogTimeoutError, StorageFullError) as error:
             now = monotonic()
             self._locked_out_since = self._locked_out_since or now
-            if not self._fetcher.rotation or now - self._locked_out_since >= self._timeout:
+            in_vain = isinstance(error, StorageFullError) and not self._fetcher.rotation
+            if in_vain or now - self._locked_out_since >= self._timeout:
                 self._locked_out_since = None
                 raise
         finally:
