@@ -18,6 +18,7 @@ import pytest
 
 import streamlog
 from streamlog import OffsetAndMetadata, TopicPartition
+from streamlog._coord.group_file import VERSION
 from streamlog._coord.offsets import CommittedOffset
 from streamlog.assignors import RangeAssignor, Subscription
 
@@ -417,6 +418,16 @@ def test_seeks_are_committed_too(log: streamlog.Cluster) -> None:
         consumer.seek_to_beginning()
         consumer.seek_to_committed()
         assert consumer.position(("o", 0)) == 2
+
+
+def test_a_commit_wakes_no_member(log: streamlog.Cluster) -> None:
+    with one(log) as consumer:
+        consumer.poll()
+        assert consumer._membership is not None
+        file = consumer._membership.coordinator.file
+        before = file.words[VERSION]
+        consumer.commit()
+        assert file.words[VERSION] == before
 
 
 def test_fsync_commits(log: streamlog.Cluster) -> None:

@@ -434,7 +434,7 @@ def _take(group: Group, event: Take) -> Group:
 
 
 def _begin_to_exist(group: Group, event: Commit | Alter) -> Group:
-    return group._replace(dead=False)
+    return group._replace(dead=False) if group.dead else group  # the same: nobody is woken for a commit
 
 
 def _delete(group: Group, event: Delete) -> Group:
