@@ -1,4 +1,4 @@
-"""Calls broken off, closed from inside, overtaken: what a review by others found, each with its interleaving."""
+"""Calls broken off, closed from inside, overtaken by others: each with its interleaving."""
 
 from __future__ import annotations
 
