@@ -25,7 +25,8 @@ class Watch:
         self._poll = select.poll()
         self._fds: dict[int, int] = {}  # pidfd by pid
         self._ended: set[int] = set()  # heard of, and still asked for: the caller has more to do
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if hasattr(os, "pipe2") else os.pipe()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
         self._poll.register(self._wake_read, select.POLLIN)
         self._lock = allocate_lock()  # nobody writes to a descriptor that is another's by now
         self.deaf = False
