@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
+from bench_one import send_flush
 from harness import VALUE, Contender, Group, Place, Worker, at_most, cost, rate, run_workers, timed, timed_for
 
 import streamlog
@@ -102,18 +103,6 @@ def first_record(place: Place) -> float:
             while not consumer.poll(1000):
                 pass
             return time.perf_counter() - start
-
-
-def send_flush(place: Place) -> float:
-    """The yardstick: one record, acknowledged."""
-    with place.topic() as topic, place.log.producer() as producer:
-
-        def one() -> None:
-            producer.send(topic, VALUE)
-            producer.flush()
-
-        one()
-        return timed_for(SECONDS, one)
 
 
 def commit(place: Place) -> float:

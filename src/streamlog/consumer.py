@@ -22,7 +22,9 @@ from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
+from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.partition import PartitionLog
+from streamlog._log.reader import beginning_offset, end_offset
 from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._os.wake import Bell
@@ -40,7 +42,7 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
     WakeupError,
 )
-from streamlog.topic import beginning_offset, end_offset, offset_for_time
+from streamlog.topic import offset_for_time
 from streamlog.types import GroupMetadata, OffsetAndMetadata, OffsetAndTimestamp, Record, TopicPartition
 
 _EVENTS = ("on_partitions_assigned", "on_partitions_revoked", "on_partitions_lost")
@@ -267,7 +269,7 @@ class Consumer:
     def _subscribed_topics(self) -> list[TopicMetadata]:
         known = self._metadata.topics
         if self._pattern is not None:
-            return [topic for name, topic in sorted(known.items()) if self._pattern.fullmatch(name) and not name.startswith("__")]
+            return [topic for name, topic in sorted(known.items()) if self._pattern.fullmatch(name) and name not in INTERNAL_TOPICS]
         return [self._metadata.topic(name) for name in sorted(self._subscribed)]
 
     # ---- the group -------------------------------------------------------------------------------------------------------------
@@ -417,12 +419,8 @@ class Consumer:
             if self._chunk:
                 self._count_chunk()
             return self._processed(self._fetcher.rotation)
-        checked = checked_offsets(offsets)
         self._metadata.refresh(self._timeout)
-        for tp in checked:
-            if not 0 <= tp.partition < self._metadata.topic(tp.topic).partitions:
-                raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
-        return checked
+        return checked_offsets(offsets, self._metadata)
 
     @staticmethod
     def _processed(cursors: Iterable[Cursor]) -> dict[TopicPartition, OffsetAndMetadata]:

@@ -13,22 +13,10 @@ if TYPE_CHECKING:
     from streamlog.producer import Producer
 
 from streamlog._log.partition import PartitionLog
-from streamlog._log.reader import find_timestamp
+from streamlog._log.reader import beginning_offset, end_offset, find_timestamp
 from streamlog.config import INT64_MAX
 from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
-
-
-def beginning_offset(log: PartitionLog, timeout: float) -> int:
-    """First offset that can be read."""
-    log.ensure_valid(timeout)
-    return log.start_offset
-
-
-def end_offset(log: PartitionLog, timeout: float) -> int:
-    """Offset that the next record becomes visible at."""
-    log.ensure_valid(timeout)
-    return log.high_watermark
 
 
 def offset_for_time(log: PartitionLog, timestamp_ms: Any, timeout: float) -> OffsetAndTimestamp | None:

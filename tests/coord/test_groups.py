@@ -217,6 +217,15 @@ def test_internal_topics_are_hidden(topic: streamlog.Cluster) -> None:
         producer.send("__consumer_offsets", b"x")
 
 
+@pytest.mark.parametrize("group", [{}, {"group_id": "g"}])
+def test_a_users_topic_may_begin_with_underscores_and_match_a_pattern(topic: streamlog.Cluster, group: dict[str, str]) -> None:
+    topic.create_topic("__mine")
+    consumer = topic.consumer(**group)
+    consumer.subscribe(pattern="__.*")
+    consumer.poll()
+    assert consumer.subscription() == {"__mine"}
+
+
 def test_enforce_rebalance_asks_for_a_new_generation(topic: streamlog.Cluster) -> None:
     consumer = topic.consumer("t", **G)
     consumer.poll()

@@ -62,6 +62,19 @@ def wrap(consumer: streamlog.Consumer, name: str, wrapper: Callable[..., Any]) -
     setattr(member, name, once)
 
 
+def fail_next_store(consumer: streamlog.Consumer) -> None:
+    """The disk is full when the group's state is written next."""
+    assert consumer._membership is not None
+    file = consumer._membership.coordinator.file
+    original = file.store
+
+    def full(group: Group) -> None:
+        file.store = original  # type: ignore[method-assign]
+        raise streamlog.StorageFullError("no space left")
+
+    file.store = full  # type: ignore[method-assign]
+
+
 def test_a_version_that_came_after_the_step_is_looked_at(two: Any) -> None:
     """A waits for what B gives up; B does so between A's step and A's noting of the version."""
     one, other = two
@@ -295,14 +308,7 @@ def test_a_join_whose_store_fails_is_tried_again(two: Any, instance: str | None)
     with one.consumer("t", **G, **static) as consumer:
         consumer.poll()
     consumer = other.consumer("t", **G, **static)
-    file = consumer._membership.coordinator.file
-    original = file.store
-
-    def full(group: Group) -> None:
-        file.store = original
-        raise streamlog.StorageFullError("no space left")
-
-    file.store = full
+    fail_next_store(consumer)
     with pytest.raises(streamlog.StorageFullError):
         consumer.poll()
     consumer.poll()
@@ -316,14 +322,7 @@ def test_a_subscription_whose_store_fails_is_not_forgotten(two: Any) -> None:
     consumer = one.consumer("t", **G)
     consumer.poll()
     consumer.subscribe(["t", "u"])
-    file = consumer._membership.coordinator.file
-    original = file.store
-
-    def full(group: Group) -> None:
-        file.store = original
-        raise streamlog.StorageFullError("no space left")
-
-    file.store = full
+    fail_next_store(consumer)
     consumer.poll()  # it goes on with what it has
     assert len(consumer.assignment()) == 2
     consumer.poll()

@@ -54,7 +54,7 @@ class Coordinator:
         deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        changed = under(self.file.lock, max(0.0, deadline - monotonic()), self._change, function, deadline)
+        changed = under(self.file.lock, _left(deadline), self._change, function, deadline)
         self.offsets.keep_up(timeout)
         return changed
 
@@ -159,11 +159,12 @@ class Coordinator:
 
     def committed(self, timeout: float) -> dict[TopicPartition, CommittedOffset]:
         """Offsets that count: of topics that are there, and not expired."""
-        offsets, is_expired = self._fold(timeout)
+        found = self.offsets.group(self.group_id, timeout)
+        is_expired = self._is_expired(found)
         by_id = self.home.metadata.by_id
         return {
             TopicPartition(by_id[topic_id].name, partition): committed
-            for (topic_id, partition), committed in offsets.items()
+            for (topic_id, partition), committed in list(found.offsets.items())
             if topic_id in by_id and not is_expired((topic_id, partition), committed)
         }
 
@@ -178,16 +179,11 @@ class Coordinator:
     def _is_expired(self, found: GroupOffsets, group: Group | None = None) -> Callable[[tuple[bytes, int], CommittedOffset], bool]:
         return expired(found, group or self.file.load(), self.clock.now_ms(), self.home.config.offsets_retention_minutes)
 
-    def _fold(
-        self, timeout: float, group: Group | None = None
-    ) -> tuple[dict[tuple[bytes, int], CommittedOffset], Callable[[tuple[bytes, int], CommittedOffset], bool]]:
-        found = self.offsets.group(self.group_id, timeout)
-        return self.offsets.committed(self.group_id, timeout), self._is_expired(found, group)
-
     def _expired_records(self, group: Group, deadline: float) -> list[tuple[list[object], list[object] | None]]:
-        offsets, is_expired = self._fold(_left(deadline), group)
+        found = self.offsets.group(self.group_id, _left(deadline))
+        is_expired = self._is_expired(found, group)
         removed = self.home.metadata.removed
-        gone = [key for key, committed in offsets.items() if key[0] in removed or is_expired(key, committed)]
+        gone = [key for key, committed in list(found.offsets.items()) if key[0] in removed or is_expired(key, committed)]
         return [commit_record(self.group_id, *key, None) for key in gone]
 
     def delete(self, timeout: float) -> None:

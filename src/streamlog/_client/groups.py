@@ -17,11 +17,12 @@ from streamlog._coord.group import EMPTY
 from streamlog._coord.group_file import GroupFile
 from streamlog._coord.offsets import CommittedOffset, OffsetsLog
 from streamlog._format import names
+from streamlog._log.reader import end_offset
 from streamlog._os import files
 from streamlog._os.locks import LockFile
 from streamlog._replica import topics
 from streamlog._replica.home import Home
-from streamlog.errors import ConfigurationError, GroupIdNotFoundError, UnknownTopicOrPartitionError
+from streamlog.errors import ConfigurationError, GroupIdNotFoundError
 from streamlog.types import GroupDescription, GroupListing, MemberDescription, OffsetAndMetadata, TopicPartition
 
 
@@ -109,8 +110,7 @@ class Groups:
 
     def _end(self, tp: TopicPartition, timeout: float) -> int:
         log = self.home.log(self.home.metadata.topic(tp.topic), tp.partition, timeout)
-        log.ensure_valid(timeout)
-        return log.high_watermark
+        return end_offset(log, timeout)
 
     def offsets(self, group_id: str, timeout: float) -> dict[TopicPartition, OffsetAndMetadata]:
         """What a group committed."""
@@ -118,13 +118,9 @@ class Groups:
 
     def alter(self, group_id: str, offsets: Mapping[Any, Any], timeout: float) -> None:
         """Set a group's offsets.  Raises NonEmptyGroupError, UnknownTopicOrPartitionError, OffsetMetadataTooLargeError."""
-        now = self.home.clock.now_ms()
-        checked = checked_offsets(offsets)
-        for tp in checked:
-            if not 0 <= tp.partition < self.home.metadata.topic(tp.topic).partitions:
-                raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
+        now, known = self.home.clock.now_ms(), self.home.metadata
+        checked = checked_offsets(offsets, known)
         if checked:
-            known = self.home.metadata
             wanted = {(known.topic(tp.topic).topic_id, tp.partition): committed_offset(offset, now) for tp, offset in checked.items()}
             self.coordinator(group_id, timeout).alter(wanted, timeout=timeout)
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._client.lane import Target
+    from streamlog._replica.metadata import Metadata
 
 from streamlog.errors import (
     ConfigurationError,
@@ -109,11 +110,15 @@ def milliseconds(timeout_ms: Any) -> float:
     return min(timeout_ms, 10**12) / 1000
 
 
-def checked_offsets(offsets: Any) -> dict[TopicPartition, OffsetAndMetadata]:
+def checked_offsets(offsets: Any, metadata: Metadata) -> dict[TopicPartition, OffsetAndMetadata]:
     """Offsets to commit, by partition.  Raises ConfigurationError, OffsetMetadataTooLargeError, UnknownTopicOrPartitionError."""
     if not hasattr(offsets, "items"):
         raise ConfigurationError(f"offsets={offsets!r}: a mapping of partitions to offsets is wanted")
-    return {topic_partition(tp): _checked_offset(offset) for tp, offset in offsets.items()}
+    checked = {topic_partition(tp): _checked_offset(offset) for tp, offset in offsets.items()}
+    for tp in checked:
+        if not 0 <= tp.partition < metadata.topic(tp.topic).partitions:
+            raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
+    return checked
 
 
 def _checked_offset(given: Any) -> OffsetAndMetadata:

@@ -55,6 +55,7 @@ from streamlog._coord.group import (
     to_take,
 )
 from streamlog._coord.group_file import VERSION, GroupFile
+from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._replica.metadata import Metadata, TopicMetadata
@@ -487,4 +488,4 @@ def _topics_of(subscription: Subscription, known: Mapping[str, TopicMetadata]) -
 def _matches(pattern: tuple[str, int], topic: str) -> bool:
     import re
 
-    return not topic.startswith("__") and re.compile(*pattern).fullmatch(topic) is not None
+    return topic not in INTERNAL_TOPICS and re.compile(*pattern).fullmatch(topic) is not None

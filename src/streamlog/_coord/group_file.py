@@ -40,7 +40,7 @@ _TAGS = 1 << 20
 
 
 class GroupFile:
-    """The live state of one group in this process.  `load` and `store` need the group's lock; safe to share between threads."""
+    """The live state of one group in this process.  `store` needs the group's lock; safe to share between threads."""
 
     def __init__(self, fs: FileSystem, run: str, group_id: str, lock_file: LockFile, prober: LockFile) -> None:
         self.group_id, self._fs = group_id, fs
@@ -56,7 +56,7 @@ class GroupFile:
         self._fd = fs.open(self._path, O_RDWR)
         self._lock_file, self._prober = lock_file, prober
         self._first_byte = names.lock_bytes(bytes(self._page.map[_ID]))
-        self.lock = ByteLock(lock_file, self._first_byte, GROUP, partial(_describe, group_id, self.words))
+        self.lock = ByteLock(lock_file, self._first_byte, GROUP, partial(locks.describe, f"lock of group {group_id!r}", self.words, HOLDER))
         self.bell = Bell(self._page, 2 * BELL)
         self._held: set[int] = set()  # member slots of this process
         self._seen: tuple[int, Group | None] = (-1, None)
@@ -116,8 +116,8 @@ class GroupFile:
     def claim_slot(self, group: Group, tag: int, now_ms: int) -> int:
         """Lock a liveness byte that no member has; its name comes second (H23).  Under the group's lock."""
         used = {member.slot for member in group.members.values()} | self._held
-        for slot in range(MAX_MEMBERS + len(used)):
-            if slot not in used and slot < MAX_MEMBERS and self._lock_file.try_exclusive(self._first_byte + 1 + slot):
+        for slot in range(MAX_MEMBERS):
+            if slot not in used and self._lock_file.try_exclusive(self._first_byte + 1 + slot):
                 self._held.add(slot)
                 self.beat(slot, tag, now_ms)
                 self.beat(slot, tag, now_ms, poll=True)
@@ -148,12 +148,6 @@ class GroupFile:
                 beat = now_ms
             ages.append(max(0, now_ms - (beat & _MS)))
         return ages[0], ages[1]
-
-
-def _describe(group_id: str, words: memoryview) -> str:
-    pid = words[HOLDER]
-    holder = f"process {pid} ({locks.process_state(pid)})" if pid else "another process"
-    return f"the lock of group {group_id!r}, held by {holder}"
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Keys and values are msgpack arrays; a key begins with Kafka's name for it.  The 
 it away.
 
     ["OffsetCommit", group, topic id, partition]    [offset, leader epoch, metadata, commit time (ms)]
-    ["GroupMetadata", group]                        [epoch, assignor, empty since (ms) or nil, {topic: [id, partitions, base]}, {pattern: since}]
+    ["GroupMetadata", group]                        [epoch, assignor, empty since (ms) or nil, {topic: [id, partitions, base, wanted]},
+                                                    {pattern: since}]
 
 Committed offsets are kept by topic id: those of a deleted topic are nobody's.  A group is written when it begins, at each new generation
 and when it becomes empty; who is in it is live state (group_file.py) and does not outlive the boot.

@@ -106,9 +106,9 @@ class PartitionLog:
         self.boot, self.pid = fs.boot_id(), process.pid()
         self.name = names.partition(topic, partition)
         lock_byte = names.lock_bytes(topic_id) + 4 * partition
-        who = partial(_describe, f"partition lock of {self.name}", self.words, DIRTY)
+        who = partial(locks.describe, f"partition lock of {self.name}", self.words, DIRTY)
         self.lock = ByteLock(lock_file, lock_byte, PARTITION, who)
-        who = partial(_describe, f"sync lock of {self.name}", self.words, SYNCING)
+        who = partial(locks.describe, f"sync lock of {self.name}", self.words, SYNCING)
         self.sync_lock = ByteLock(lock_file, lock_byte + 1, SYNC, who)
         self.bell = Bell(slot.page, slot.bell_index)
         self._cluster_bell = cluster_bell
@@ -563,13 +563,6 @@ class PartitionLog:
     def initialise(self, timeout: float) -> None:
         """Fill the slot of a partition that was just made, so that its first use is no recovery."""
         under(self.lock, timeout, recovery.begin, self)
-
-
-def _describe(what: str, words: memoryview, word: int) -> str:
-    """Which lock it is and who holds it, for the error of a wait that ended."""
-    pid = words[word]
-    holder = f"process {pid} ({locks.process_state(pid)})" if pid else "another process"
-    return f"the {what}, held by {holder}"
 
 
 def create(fs: FileSystem, directory: str, topic_id: bytes, partition: int) -> None:

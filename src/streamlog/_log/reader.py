@@ -208,6 +208,18 @@ class LogReader:
             self.offset = self.diverged = end
 
 
+def beginning_offset(log: PartitionLog, timeout: float) -> int:
+    """First offset that can be read."""
+    log.ensure_valid(timeout)
+    return log.start_offset
+
+
+def end_offset(log: PartitionLog, timeout: float) -> int:
+    """Offset that the next record becomes visible at."""
+    log.ensure_valid(timeout)
+    return log.high_watermark
+
+
 def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tuple[int, int, int] | None:
     """Offset, timestamp and leader epoch of the first record, in log order, at or after `timestamp_ms`; None: there is none.
 

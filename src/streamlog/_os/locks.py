@@ -183,6 +183,13 @@ if os.environ.get("STREAMLOG_VERIFY") == "1":
             stack.pop()
 
 
+def describe(what: str, words: memoryview, word: int) -> str:
+    """Which lock it is and who holds it (the pid in a shared word), for the error of a wait that ended."""
+    pid = words[word]
+    holder = f"process {pid} ({process_state(pid)})" if pid else "another process"
+    return f"the {what}, held by {holder}"
+
+
 def process_state(pid: int) -> str:
     """What a process is doing, for messages: "stopped", "running", "dead", …"""
     try:
