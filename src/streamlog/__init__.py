@@ -38,6 +38,7 @@ from streamlog.errors import (
     InconsistentGroupProtocolError,
     InvalidConfigError,
     InvalidPartitionsError,
+    InvalidProducerEpochError,
     InvalidReplicationFactorError,
     InvalidStateError,
     InvalidTimestampError,
@@ -47,6 +48,7 @@ from streamlog.errors import (
     NotAClusterError,
     OffsetMetadataTooLargeError,
     OffsetOutOfRangeError,
+    OutOfOrderSequenceError,
     RebalanceInProgressError,
     RecordTooLargeError,
     RetriableError,
@@ -89,14 +91,19 @@ if TYPE_CHECKING:
     from streamlog._client.batch import Delivery
     from streamlog._client.writer import BatchWriter
     from streamlog.consumer import Consumer
+    from streamlog.metrics import ConsumerMetrics, ProducerMetrics
+    from streamlog.partitioners import Partitioner
     from streamlog.producer import Producer
     from streamlog.record_batch import RecordBatch
 
 _LATER = {
     "BatchWriter": "_client.writer",
     "Consumer": "consumer",
+    "ConsumerMetrics": "metrics",
     "Delivery": "_client.batch",
+    "Partitioner": "partitioners",
     "Producer": "producer",
+    "ProducerMetrics": "metrics",
     "RecordBatch": "record_batch",
     "check": "_check",
 }
@@ -122,6 +129,7 @@ __all__ = [
     "ConcurrentModificationError",
     "ConfigurationError",
     "Consumer",
+    "ConsumerMetrics",
     "CorruptRecordError",
     "DataError",
     "Delivery",
@@ -137,6 +145,7 @@ __all__ = [
     "InconsistentGroupProtocolError",
     "InvalidConfigError",
     "InvalidPartitionsError",
+    "InvalidProducerEpochError",
     "InvalidReplicationFactorError",
     "InvalidStateError",
     "InvalidTimestampError",
@@ -149,8 +158,11 @@ __all__ = [
     "OffsetAndTimestamp",
     "OffsetMetadataTooLargeError",
     "OffsetOutOfRangeError",
+    "OutOfOrderSequenceError",
     "PartitionDescription",
+    "Partitioner",
     "Producer",
+    "ProducerMetrics",
     "RebalanceInProgressError",
     "Record",
     "RecordBatch",

@@ -15,6 +15,7 @@ from streamlog.errors import ConfigurationError, InvalidConfigError, UnknownConf
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+COMPRESSION_LEVELS: dict[str, tuple[int | None, int | None]] = {"gzip": (-1, 9), "snappy": (None, None), "lz4": (1, 12), "zstd": (-131_072, 22)}
 
 
 class Field:
@@ -123,6 +124,17 @@ def strategies(default: str, doc: str) -> Any:
     return Field(check, default, doc)
 
 
+def partitioner(default: str, doc: str) -> Any:
+    """A partitioner: a name, which the value then is, a callable, a class or an object."""
+
+    def check(name: str, value: Any) -> Any:
+        from streamlog import partitioners  # here: only who names one pays for it
+
+        return partitioners.resolved(name, value)
+
+    return Field(check, default, doc)
+
+
 def reset_policy(default: str, doc: str) -> Any:
     """Kafka's reset policies: "earliest", "latest", "none" or "by_duration:" and an ISO 8601 duration."""
 
@@ -171,10 +183,10 @@ class Config:
                 raise UnknownConfigError(self._unknown(key))
             values[name] = field.check(name, value)
         self.__dict__.update(values)
-        self.validate()
+        self.validate({key.replace(".", "_") for key in options or ()})
 
-    def validate(self) -> None:
-        """Check rules between fields."""
+    def validate(self, given: set[str]) -> None:
+        """Check rules between fields; `given` are those that the user named."""
 
     def __setattr__(self, name: str, value: object) -> None:
         raise ConfigurationError(f"{type(self).__name__} is frozen: make a new one to change {name}")
@@ -200,6 +212,7 @@ class ClusterConfig(Config):
 
     group_initial_rebalance_delay_ms: int = number(0, 0, 300_000, "Wait for more members before a first assignment (ms).")
     offsets_retention_minutes: int = number(10_080, 1, INT32_MAX, "A group without members keeps its offsets this long (minutes).")
+    producer_id_expiration_ms: int = number(86_400_000, 1, INT32_MAX, "Sequences of a producer that writes no more are forgotten (ms).")
     offsets_topic_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic that keeps committed offsets.")
     transaction_state_log_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic of transaction states.")
     replica_lag_time_max_ms: int = number(30_000, 1, INT64_MAX, "A follower that lags longer leaves the in-sync set (ms).")
@@ -213,15 +226,15 @@ class TopicConfig(Config):
 
     cleanup_policy: str = choice("delete", ["delete", "compact"], "What happens to old segments.", later=["compact,delete"])
     compression_type: str = choice(
-        "producer", ["producer"], "Codec of the log.", later=["uncompressed", "gzip", "snappy", "lz4", "zstd"]
+        "producer", ["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"], "Codec of the log, whatever a producer asks for."
     )
     flush_messages: int = number(INT64_MAX, 1, INT64_MAX, "Sync once this many records are not on disk yet.")
     flush_ms: int = number(INT64_MAX, 0, INT64_MAX, "Sync at an append once the last sync is this old (ms).")
     index_interval_bytes: int = number(4096, 0, INT32_MAX, "An index entry at least every so many bytes of log.")
     max_message_bytes: int = number(1_048_588, 0, INT32_MAX, "Largest batch (bytes, as written).")
-    message_timestamp_type: str = choice(
-        "CreateTime", ["CreateTime"], "Who gives records their timestamps.", later=["LogAppendTime"]
-    )
+    message_timestamp_after_max_ms: int = number(3_600_000, 0, INT64_MAX, "A record's own timestamp is at most so far ahead (ms).")
+    message_timestamp_before_max_ms: int = number(INT64_MAX, 0, INT64_MAX, "A record's own timestamp is at most so old (ms).")
+    message_timestamp_type: str = choice("CreateTime", ["CreateTime", "LogAppendTime"], "Who gives records their timestamps.")
     min_insync_replicas: int = number(1, 1, INT32_MAX, 'Replicas that must be in sync for acks="all".')
     retention_bytes: int = absent(-1, "retention is")
     retention_ms: int = absent(-1, "retention is")
@@ -234,33 +247,52 @@ class ProducerConfig(Config):
 
     acks: Any = choice("all", ["all", 1, 0, -1], 'What a send waits for: "all" in-sync replicas, the leader (1), nothing (0).')
     batch_size: int = number(16_384, 0, INT32_MAX, "Largest batch of one partition that `send` fills (bytes); 0: no batching.")
-    buffer_memory: int = number(32 << 20, 1, INT64_MAX, "Bytes of records not written yet; beyond it `send` waits.")
+    buffer_memory: int = number(32 << 20, 1, INT64_MAX, "Bytes of records not written yet, 150 for each added; beyond it `send` waits.")
     client_id: str = text("", "A name for error messages and metrics.")
-    compression_type: Any = choice(
-        None, [None, "none"], "Codec of the batches.", later=["gzip", "snappy", "lz4", "zstd"]
-    )
+    compression_level: int | None = number(None, -131_072, 22, "gzip -1 to 9, lz4 1 to 12, zstd -131072 to 22; None: the codec's own.")
+    compression_type: Any = choice(None, [None, "none", *COMPRESSION_LEVELS], "Codec of the batches.")
     delivery_timeout_ms: int = number(120_000, 1, INT32_MAX, "A record not written so long after its send has failed (ms).")
     durability: str = choice("os", ["os", "fsync"], 'Acknowledged when the kernel has it ("os") or the disk ("fsync").')
-    enable_idempotence: bool = absent(False, "idempotence is")
-    key_hash: str = choice("xxh3", ["xxh3"], "Hash that gives a key its partition.", later=["murmur2", "crc32", "fnv1a"])
+    enable_idempotence: bool = boolean(True, 'No record twice by retries; needs acks="all" and retries, without which it is off.')
+    key_hash: str = choice("xxh3", ["xxh3", "murmur2", "crc32", "fnv1a"], "Hash that gives a key its partition.")
     key_serializer: Any = serde("Callable or name that turns keys into bytes.")
     linger_ms: int = number(5, 0, INT32_MAX, "How long a batch waits for more records (ms); 0: each send writes.")
     max_block_ms: int = number(60_000, 0, INT64_MAX, "How long `send` waits for buffer memory (ms).")
     max_request_size: int = number(1 << 20, 0, INT32_MAX, "Largest record (bytes of key, value and headers).")
-    partitioner: str = choice("sticky", ["sticky"], "Choice of partition.", later=["round_robin", "hash"])
-    partitioner_ignore_keys: bool = boolean(False, "Spread keyed records like unkeyed ones.")
+    partitioner: Any = partitioner("sticky", '"sticky", "round_robin", "hash", a callable or a Partitioner: see streamlog.partitioners.')
+    partitioner_ignore_keys: bool = boolean(False, 'Spread keyed records like unkeyed ones ("sticky" and "hash").')
     retries: int = number(INT32_MAX, 0, INT32_MAX, "How often a write that may yet succeed is tried again.")
-    retry_backoff_ms: int = number(100, 0, INT32_MAX, "First pause between tries (ms); doubles up to 1 s.")
+    retry_backoff_max_ms: int = number(1_000, 0, INT32_MAX, "Longest pause between tries (ms).")
+    retry_backoff_ms: int = number(100, 0, INT32_MAX, "First pause between tries (ms); doubles up to `retry_backoff_max_ms`.")
     transactional_id: None = absent(None, "transactions are")
     value_serializer: Any = serde("Callable or name that turns values into bytes.")
     max_in_flight_requests_per_connection: int = number(5, 1, INT32_MAX, "Without effect: no network.", effective=False)
     metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
     request_timeout_ms: int = number(30_000, 1, INT32_MAX, "Without effect: no network.", effective=False)
 
-    def validate(self) -> None:
-        """Linger must leave time to deliver (Kafka's rule, without the request time-out)."""
+    def validate(self, given: set[str]) -> None:
+        """Kafka's rules: linger must leave time to deliver (without the request time-out); what idempotence needs; a codec's levels."""
         if self.linger_ms > self.delivery_timeout_ms:
             raise InvalidConfigError(f"delivery_timeout_ms={self.delivery_timeout_ms}: at least linger_ms={self.linger_ms} is wanted")
+        low, high = COMPRESSION_LEVELS.get(self.compression_type, (None, None))
+        if self.compression_level is not None and (low is None or high is None or not low <= self.compression_level <= high):
+            takes = "takes none" if low is None else f"takes one in [{low}, {high}]"
+            raise InvalidConfigError(f"compression_level={self.compression_level}: compression_type={self.compression_type!r} {takes}")
+        self._validate_idempotence(given)
+
+    def _validate_idempotence(self, given: set[str]) -> None:
+        """An explicit wish that cannot be had is an error; where idempotence is only the default it is off then."""
+        if not self.enable_idempotence:
+            return
+        in_flight = self.max_in_flight_requests_per_connection
+        if in_flight > 5:
+            raise InvalidConfigError(f"max_in_flight_requests_per_connection={in_flight}: at most 5 is wanted, or enable_idempotence=False")
+        for name, value, enough in (("acks", self.acks, self.acks in ("all", -1)), ("retries", self.retries, self.retries > 0)):
+            if not enough:
+                if "enable_idempotence" in given:
+                    wanted = 'acks="all"' if name == "acks" else "retries of at least 1"
+                    raise InvalidConfigError(f"{name}={value!r}: enable_idempotence=True wants {wanted}")
+                self.__dict__["enable_idempotence"] = False
 
 
 class ConsumerConfig(Config):
@@ -294,14 +326,14 @@ class ConsumerConfig(Config):
     metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
     request_timeout_ms: int = number(30_000, 1, INT32_MAX, "Without effect: no network.", effective=False)
 
-    def validate(self) -> None:
+    def validate(self, given: set[str]) -> None:
         """Kafka's rules between the times of a group, and what a group needs."""
         if self.group_id == "":
             raise InvalidConfigError("group_id='': a name, or None for a consumer without a group, is wanted")
         if self.group_instance_id is not None and (self.group_id is None or not self.group_instance_id):
             raise InvalidConfigError(f"group_instance_id={self.group_instance_id!r}: it takes a name, and a group_id")
         if self.heartbeat_interval_ms >= self.session_timeout_ms:
-            if self.heartbeat_interval_ms == self.fields["heartbeat_interval_ms"].default:
+            if "heartbeat_interval_ms" not in given:
                 self.__dict__["heartbeat_interval_ms"] = max(1, self.session_timeout_ms // 3)  # left at its default: follows
                 return
             raise InvalidConfigError(

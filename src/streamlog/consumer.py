@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from streamlog._client.membership import Membership
     from streamlog._coord.offsets import CommittedOffset
     from streamlog.config import ConsumerConfig
+    from streamlog.metrics import ConsumerMetrics
     from streamlog.record_batch import RecordBatch
 
 from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
+from streamlog._client.meter import ConsumerMeter
+from streamlog._client.share import Share
 from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.partition import PartitionLog
 from streamlog._log.reader import beginning_offset, end_offset
@@ -69,6 +72,7 @@ class Consumer:
         self._busy = self._fetching = False
         self._close_asked: tuple[bool, float | None] | None = None  # inside another call
         self._fetcher = Fetcher(home, config)
+        self._meter = ConsumerMeter()
         self._subscribed: set[str] = set()
         self._pattern: Any = None
         self._listener: Any = None
@@ -294,7 +298,7 @@ class Consumer:
         """
         patience = max(_LOCK_PATIENCE, min(deadline - monotonic(), self._timeout))
         try:
-            member.poll(_Share(self, patience), patience)
+            member.poll(Share(self, patience), patience)
             self._locked_out_since = None
         except (StreamlogTimeoutError, StorageFullError) as error:
             now = monotonic()
@@ -342,6 +346,7 @@ class Consumer:
             cursors[tp] = cursor
             added.append(tp)
         self._fetcher.set_cursors(cursors)
+        self._meter.totals["rebalances"] += 1
         self._hear("on_partitions_assigned", added)
 
     def _depart(self, deadline: float, *, autocommit: bool) -> None:
@@ -451,6 +456,7 @@ class Consumer:
             member.commit(written, noted, timeout)
         else:
             member.coordinator.commit_from_outside(noted, written, durability=self.config.durability, timeout=timeout)
+        self._meter.totals["commits"] += 1
         for tp in noted:
             if tp in cursors:
                 cursors[tp].committed = offsets[tp].offset
@@ -526,6 +532,7 @@ class Consumer:
                     self._fetcher.gather(deadline, self._other_bells(), self._is_called)
                 if found := take(*args):
                     self._fetcher.hand_over()
+                    self._meter.fetched(found, self._fetcher.read)
                     return found
                 if not self._fetcher.wait(deadline, self._other_bells(), self._is_called):
                     return []
@@ -675,6 +682,10 @@ class Consumer:
         """Records between position and end, by assigned partition."""
         return {tp: max(0, end_offset(cursor.log, self._timeout) - self.position(tp)) for tp, cursor in list(self._fetcher.cursors.items())}
 
+    def metrics(self) -> ConsumerMetrics:
+        """What this consumer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
+        return self._meter.metrics(dict(self._fetcher.cursors))
+
     def beginning_offsets(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> dict[TopicPartition, int]:
         """First offset that can be read, by partition, assigned or not."""
         return {tp: beginning_offset(log, self._timeout) for tp, log in self._logs(partitions)}
@@ -742,35 +753,6 @@ class Consumer:
             self._closed_reason = self._closed_reason or "close() was called"
             self._chunk, self._chunk_left = [], iter(())
             self._busy = False
-
-
-class _Share:
-    """What its membership asks of a consumer, during one poll."""
-
-    __slots__ = ("_consumer", "_patience")
-
-    def __init__(self, consumer: Consumer, patience: float) -> None:
-        self._consumer, self._patience = consumer, patience
-
-    def held(self) -> dict[TopicPartition, int]:
-        """The partitions that are read, with the generation in which the group gave them."""
-        return {tp: cursor.assignment for tp, cursor in self._consumer._fetcher.cursors.items()}
-
-    def revoke(self, partitions: Sequence[TopicPartition]) -> None:
-        """These are about to go to another member."""
-        consumer = self._consumer
-        consumer._commit_by_itself(self._patience, partitions)
-        consumer._hear("on_partitions_revoked", partitions)
-        consumer._drop(partitions)
-
-    def lose(self, partitions: Sequence[TopicPartition]) -> None:
-        """These are another member's already."""
-        self._consumer._drop(partitions)
-        self._consumer._hear("on_partitions_lost", partitions)
-
-    def receive(self, partitions: Mapping[TopicPartition, int]) -> None:
-        """These are ours."""
-        self._consumer._receive(partitions)
 
 
 def _compiled(pattern: Any) -> Any:

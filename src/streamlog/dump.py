@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 from streamlog._format import batch as fmt
-from streamlog._format import checkpoint, index, names
+from streamlog._format import checkpoint, compression, index, names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
+from streamlog._format.producer_snapshot import SNAPSHOT_MAGIC, ProducerSnapshot
 from streamlog._log import state
 from streamlog._os.files import LOCAL, PAGE
 from streamlog._replica import home
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
+from streamlog.errors import UnsupportedCompressionError
 from streamlog.record_batch import to_records
 
 _FLAGS = {
@@ -172,17 +174,20 @@ def _say_gap(file: _FileDump, position: int, offset: int, error: Exception, foun
 
 def _batch(file: _FileDump, position: int, batch: Batch, metadata: bool) -> None:
     flags = " ".join(name for name, bit in _FLAGS.items() if batch.attributes & bit)
+    codec = compression.name_of(batch.attributes & fmt.CODEC)
     producer = "none" if batch.producer_id < 0 else f"{batch.producer_id} epoch {batch.producer_epoch} sequence {batch.base_sequence}"
     file.line(
         f"batch at position {position}: offsets {batch.base_offset} to {batch.next_offset - 1} count {batch.count} length {batch.length} "
         f"timestamp {batch.base_timestamp} max {batch.max_timestamp} leader epoch {batch.leader_epoch} producer {producer} "
-        f"columns [{flags}] checksum {batch.checksum:#018x}"
+        f"columns [{flags}] codec {codec} uncompressed {batch.uncompressed} checksum {batch.checksum:#018x}"
     )
     if file.records or metadata:
         try:
             _records(file, batch, metadata)
         except ValueError as error:  # the checksum holds: it was written like this
             file.damage(position, f"the columns cannot be cut apart: {error}")
+        except UnsupportedCompressionError as error:
+            file.line(f"    cannot see its records: {error}")
 
 
 def _records(file: _FileDump, batch: Batch, metadata: bool) -> None:
@@ -223,6 +228,20 @@ def _index(file: _FileDump) -> None:
     if odd := (len(file.data) - index.HEADER.size) % index.ENTRY.size:
         file.damage(len(file.data) - odd, f"{odd} bytes, an entry has {index.ENTRY.size}")
     file.line(f"{len(entries)} entries; cannot see whether batches stand where they point")
+
+
+def _producer_snapshot(file: _FileDump) -> None:
+    try:
+        found = ProducerSnapshot(file.data)
+    except ValueError as error:
+        file.damage(0, f"{error}; cannot see its rows (the file is derived)")
+        return
+    file.line(f"producer snapshot: offset {found.offset}; counts only for the segment {found.base_offset} of salt {found.salt:#018x}")
+    for producer_id, offset, timestamp, first, last, epoch in found:
+        file.line(f"    producer {producer_id} epoch {epoch} sequences {first} to {last} offset {offset} timestamp {timestamp}")
+    for named in names.snapshot_offsets([file.name]):
+        if named != found.offset:
+            file.damage(32, f"offset {found.offset}, the file's name says {named}")
 
 
 def _checkpoint(file: _FileDump) -> None:
@@ -316,12 +335,14 @@ def _lock(file: _FileDump) -> None:
 _BY_MAGIC: dict[bytes, Callable[[_FileDump], None]] = {
     fmt.SEGMENT_MAGIC: _segment,
     index.INDEX_MAGIC: _index,
+    SNAPSHOT_MAGIC: _producer_snapshot,
     state._MAGIC: _state_slots,
     home._STATE_MAGIC: _cluster_state,
 }
 _BY_NAME: dict[str, Callable[[_FileDump], None]] = {
     names.LOG: _segment,
     names.INDEX: _index,
+    names.SNAPSHOT: _producer_snapshot,
     names.CLUSTER_STATE: _cluster_state,
     ".state": _state_slots,
     names.LEADER_EPOCHS: _checkpoint,

@@ -7,7 +7,7 @@ StreamlogError
 ├── RetriableError                      the same call may succeed later
 │     StorageFullError  BufferExhaustedError  RebalanceInProgressError  StreamlogTimeoutError(TimeoutError)
 ├── FencedError                         a newer owner exists: drop this object
-│     FencedInstanceIdError
+│     FencedInstanceIdError  InvalidProducerEpochError
 ├── CommitFailedError                   poll again: the partitions have moved
 │     IllegalGenerationError  UnknownMemberIdError
 ├── InvalidStateError                   the call does not fit the object's state
@@ -16,6 +16,7 @@ StreamlogError
 ├── DataError                           this record cannot be taken or read
 │     RecordTooLargeError  SerializationError  InvalidTimestampError  InvalidRecordError
 │     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError  OffsetMetadataTooLargeError
+│     OutOfOrderSequenceError
 ├── StorageError(OSError)               reopen and recover; the file is named
 │     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError
 └── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError  GroupIdNotFoundError(LookupError)  NonEmptyGroupError
@@ -84,6 +85,10 @@ class FencedInstanceIdError(FencedError):
     """Another consumer with the same `group_instance_id` took this one's place."""
 
 
+class InvalidProducerEpochError(FencedError):
+    """A producer wrote with an epoch older than one that has written since."""
+
+
 class CommitFailedError(StreamlogError):
     """Offsets were not committed: the partitions are not this consumer's (any more).  Poll again."""
 
@@ -149,6 +154,10 @@ class NoOffsetForPartitionError(DataError):
 
 class OffsetMetadataTooLargeError(DataError):
     """The metadata of a committed offset is longer than 4,096 bytes."""
+
+
+class OutOfOrderSequenceError(DataError):
+    """Records that this producer wrote before are not in the log: they were lost at a power cut, or the log was cut."""
 
 
 class UnsupportedCompressionError(DataError):

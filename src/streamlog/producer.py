@@ -10,10 +10,8 @@ One lock guards it all and is never held while appending.  `_busy` says that som
 
 from __future__ import annotations
 
-import atexit
 import sys
-import weakref
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock
 from collections import deque
 
 TYPE_CHECKING = False
@@ -23,40 +21,36 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog.config import ProducerConfig
+    from streamlog.metrics import ProducerMetrics
     from streamlog.topic import Topic
 
-import xxhash
-
-from streamlog._client.batch import GRACE, BatchDelivery, Delivery, RecordBatch
+from streamlog._client import ends
+from streamlog._client.batch import GRACE, RECORD_MEMORY, BatchDelivery, Delivery, RecordBatch
 from streamlog._client.inputs import check_partition, check_timeout, check_timestamp, pack_headers, to_bytes
-from streamlog._client.lane import Lane, Target
+from streamlog._client.lane import PATIENCE, Lane
+from streamlog._client.meter import ProducerMeter
 from streamlog._client.sender import Sender
+from streamlog._client.target import Target
 from streamlog._client.writer import BatchWriter
 from streamlog._format import batch as fmt
-from streamlog._os import locks, process
 from streamlog._os.clock import monotonic, sleep
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
 from streamlog.errors import (
     BufferExhaustedError,
     ClosedError,
-    DiskFailedError,
     InvalidStateError,
     RecordTooLargeError,
-    RetriableError,
     SerializationError,
-    StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
 )
+from streamlog.partitioners import HASHES, HashPartitioner, Partitioner, RoundRobinPartitioner
 from streamlog.types import RecordMetadata
 
-_RECORD_BYTES = 4  # of a record in a batch beside key and value: its offset in a bytes column
-_PATIENCE = 0.05  # seconds that a flush, or the sender, waits for a partition's lock before it looks around
-_MAX_BACKOFF = 1.0  # seconds between tries
+_OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
+_FULL_ROW = 4 * _OFFSET_BYTES + 8  # of a record with all columns: three offsets, a timestamp, bits
 _FOREVER = float("inf")
-_AT_ONCE = (False,)
-_hash = xxhash.xxh3_64_intdigest
 
 
 class Producer:
@@ -84,13 +78,21 @@ class Producer:
         self._acknowledged_at_once = config.acks == 0
         self._fsync = config.durability == "fsync"
         self._unbatched = config.batch_size == 0 or config.linger_ms == 0
-        self._keyed = not config.partitioner_ignore_keys
+        self._idempotent = config.enable_idempotence
+        self._producer_id = -1  # given when first needed
+        self._hash, self._hash_bits = HASHES[config.key_hash]
+        named = config.partitioner if isinstance(config.partitioner, str) else ""
+        self._keyed = named in ("sticky", "hash") and not config.partitioner_ignore_keys
+        self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
+        if named != "sticky":
+            self._partitioner = RoundRobinPartitioner() if named == "round_robin" else HashPartitioner() if named else config.partitioner
+        self._meter = ProducerMeter()
+        self._waiting = 0  # threads that wait for memory
         self._serialize_key, self._serialize_value = config.key_serializer, config.value_serializer
         self._sender = Sender(self)
         self._version = self._metadata.version
         self._rounds = self._begun = 0  # batches begun, and how many there were at the sender's last round
-        _producers.add(self)
-        _finalize_at_exit()
+        ends.remember(self)
 
     def __enter__(self) -> Producer:
         return self
@@ -132,7 +134,7 @@ class Producer:
         if type(value) is not bytes or self._serialize_value is not None:
             value = to_bytes("value", value, self._serialize_value)
         if key is None:
-            size = _RECORD_BYTES if value is None else len(value) + _RECORD_BYTES
+            size = _OFFSET_BYTES if value is None else len(value) + _OFFSET_BYTES
             if not self._busy and not self._aside:
                 with self._lock:
                     self._busy = True
@@ -150,9 +152,9 @@ class Producer:
         else:
             if type(key) is not bytes or self._serialize_key is not None:
                 key = to_bytes("key", key, self._serialize_key)
-            size = len(key) + (2 * _RECORD_BYTES if value is None else len(value) + 2 * _RECORD_BYTES)
+            size = len(key) + (2 * _OFFSET_BYTES if value is None else len(value) + 2 * _OFFSET_BYTES)
             if self._keyed and not self._busy and not self._aside:
-                lane = target.lanes[(_hash(key) & 0x7FFFFFFF) % target.count]
+                lane = target.lanes[(self._hash(key) & self._hash_bits) % target.count]
                 with self._lock:
                     self._busy = True
                     try:
@@ -178,11 +180,12 @@ class Producer:
         packed = pack_headers(headers) if headers is not None else None
         if timestamp_ms is not None:
             check_timestamp(timestamp_ms)
+            target.check_timestamps(timestamp_ms, timestamp_ms, self._now_ms())
         if on_delivery is not None and not callable(on_delivery):
             raise SerializationError(f"on_delivery={on_delivery!r} cannot be called")
         if partition is not None:
             partition = check_partition(target, partition)
-        size = 4 * _RECORD_BYTES + sum(len(part) for part in (key, value, packed) if part is not None)
+        size = _FULL_ROW + sum(len(part) for part in (key, value, packed) if part is not None)
         stride = 4 if packed is not None or timestamp_ms is not None else 1 if key is None else 2
         return self._send_slowly(target, (key, value, packed, timestamp_ms), stride, size, partition, on_delivery)
 
@@ -192,9 +195,9 @@ class Producer:
         """`send` where there is no open batch with room, or the record has more than key and value."""
         if size > self.config.max_request_size or size > target.max_message_bytes - fmt.BATCH_HEADER_SIZE:
             self._check_size(target, size)
-        key = row[0] if self._keyed else None
+        partition = self._partition_of(target, row[0], row[1], partition)
         while True:
-            if self._busy and self._is_inside():
+            if self._is_entered():
                 return self._send_aside(target, row, partition, on_delivery, size)
             if self._aside:  # sent earlier, maybe by this thread: it goes first
                 self._route_aside()
@@ -202,10 +205,10 @@ class Producer:
             with self._lock:
                 self._busy = True
                 try:
-                    lane = target.choose(key, partition)
+                    lane = target.sticky if partition is None else target.lanes[partition]
                     batch = lane.batch
-                    if batch is self._closed_batch and self._has_memory(size):
-                        batch = self._begin(lane, size, stride)
+                    if batch is self._closed_batch and self._has_memory(lane, size):
+                        batch = self._begin(lane, target, size, stride)
                     if batch.room >= size:
                         if batch.stride < stride:
                             batch.widen(stride)
@@ -224,33 +227,71 @@ class Producer:
                 finally:
                     self._busy = False
             if full is not None:
-                self._drain(full)
+                full.drain()
             else:
-                self._wait_for_memory(size)
+                self._wait_for_memory(lane, size)
         if self._unbatched:
-            self._drain(lane)
+            lane.drain()
         if self._aside:
             self._route_aside()
         if on_delivery is not None and self._acknowledged_at_once:
             batch.tell(delivery[1], on_delivery)
         return delivery
 
-    def _has_memory(self, size: int) -> bool:
+    def _partition_of(self, target: Target, key: bytes | None, value: bytes | None, partition: int | None) -> int | None:
+        """The partition of a record: as given, by its key's hash, or as the partitioner says; None: the sticky one.  Under no lock.
+
+        Raises: UnknownTopicOrPartitionError (the partitioner names none that exists), and what a partitioner raises.
+        """
+        if partition is not None:
+            return partition
+        if key is not None and self._keyed:
+            return (self._hash(key) & self._hash_bits) % target.count
+        if self._partitioner is None:
+            return None
+        if self.config.partitioner_ignore_keys and isinstance(self._partitioner, HashPartitioner):
+            key = None
+        chosen = self._partitioner.partition(target.metadata.name, key, value, target.partitions)
+        if type(chosen) is not int and not hasattr(chosen, "__index__"):
+            raise UnknownTopicOrPartitionError(f"{self._partitioner!r} returned {chosen!r}, which is no partition's number")
+        return check_partition(target, int(chosen))
+
+    def _completed(self, lane: Lane, batch: RecordBatch) -> None:
+        """Tell a partitioner of one's own that a batch takes no more records.  Under no lock; what it raises is logged."""
+        completed = getattr(self._partitioner, "batch_completed", None)
+        if completed is not None:
+            try:
+                completed(lane.topic, lane.partition, batch.size)
+            except Exception:
+                import logging
+
+                logging.getLogger("streamlog").exception("batch_completed of %r raised", self._partitioner)
+
+    def _id(self, *, new: bool = False) -> int:
+        """The producer id; a `new` one for a partition where all epochs of it are used up.  Under no lock.  Raises RetriableError."""
+        if new:
+            return self._home.new_producer_id(self._block)
+        if self._producer_id < 0:
+            self._producer_id = self._home.new_producer_id(self._block)
+        return self._producer_id
+
+    def _has_memory(self, lane: Lane, size: int) -> bool:
         """Whether another batch may be begun; the first always."""
-        wanted, limit = max(self.config.batch_size, size), self.config.buffer_memory
+        wanted, limit = max(self.config.batch_size, size) + lane.expected * RECORD_MEMORY, self.config.buffer_memory
         if self._memory + wanted > limit:
             self._memory = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
         return not self._memory or self._memory + wanted <= limit
 
-    def _begin(self, lane: Lane, size: int, stride: int) -> RecordBatch:
+    def _begin(self, lane: Lane, target: Target, size: int, stride: int) -> RecordBatch:
         """Open a batch: the last of its partition's queue as long as it is open.  Under the producer's lock."""
         if self._closed_reason:
             self._check_open()
-        room = self.config.batch_size
+        room = target.room
         if size > room:
             room = size
-        batch = RecordBatch(lane, room, stride, self._now_ms())
-        batch.deadline = deadline = monotonic() + self._linger
+        batch = RecordBatch(lane, target, room, stride, self._now_ms())
+        batch.memory += lane.expected * RECORD_MEMORY
+        batch.deadline = deadline = batch.begun + self._linger
         batch.finished = self._acknowledged_at_once
         self._enqueue(lane, batch)
         lane.batch = batch
@@ -269,13 +310,19 @@ class Producer:
     def _end(self, lane: Lane) -> None:
         """Close the open batch: one store, so that an interruption leaves it open or closed.  Under the producer's lock."""
         batch, lane.batch = lane.batch, self._closed_batch
+        lane.expected = batch.records
+        memory = batch.size + lane.expected * RECORD_MEMORY
+        self._memory += memory - batch.memory
+        batch.memory = memory
         target = lane.target()
-        if target is not None and lane is target.sticky and target.count > 1:
-            lane.bytes_since_switch += batch.size
-            if lane.bytes_since_switch >= self.config.batch_size:  # KIP-794: so that slow partitions do not get more
-                target.switch()
+        if target is not None:
+            target.batch_completed(lane, batch.size)
 
     # ---- a thread inside its own `send` ------------------------------------------------------------------------------------
+
+    def _is_entered(self) -> bool:
+        """Whether somebody, and maybe this thread, is inside the lock."""
+        return self._busy and self._is_inside()
 
     def _is_inside(self) -> bool:
         """Whether this very thread may be inside the lock: a finalizer or a signal handler brought it here.
@@ -283,7 +330,7 @@ class Producer:
         Looked at only where somebody is inside.  A callback that sends is taken for one too: its record goes aside for no time.
         """
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and frame.f_locals.get("self") is self:
+        while frame is not None and self._is_ours(frame.f_locals.get("self")):
             frame = frame.f_back  # the call that asks is not inside yet
         while frame is not None:
             if frame.f_code in _LOCKING and frame.f_locals.get("self") is self:
@@ -291,11 +338,16 @@ class Producer:
             frame = frame.f_back
         return False
 
+    def _is_ours(self, caller: object) -> bool:
+        return caller is self or getattr(caller, "producer", None) is self
+
     def _send_aside(self, target: Target, row: tuple[Any, ...], partition: int | None, on_delivery: Any, size: int) -> Delivery:
         """The record waits in a batch of its own until the `send` that this one is inside of is done (H18)."""
-        batch = RecordBatch(target.choose(row[0] if self._keyed else None, partition), size, 4, self._now_ms())
+        lane = target.sticky if partition is None else target.lanes[partition]
+        batch = RecordBatch(lane, target, size, 4, self._now_ms())
         batch.rows, batch.room = list(row), 0
-        batch.deadline = monotonic() + self._linger
+        batch.memory += RECORD_MEMORY
+        batch.deadline = batch.begun + self._linger
         if on_delivery is not None:
             batch.callbacks = ((0, on_delivery),)
         self._aside.append(batch)
@@ -304,7 +356,7 @@ class Producer:
 
     def _route_aside(self) -> None:
         """Queue what was sent from inside `send`."""
-        if self._busy and self._is_inside():
+        if self._is_entered():
             return
         lanes = []
         with self._lock:
@@ -320,19 +372,19 @@ class Producer:
             finally:
                 self._busy = False
         for lane in lanes:
-            self._drain(lane)
+            lane.drain()
 
     # ---- checks --------------------------------------------------------------------------------------------------------------
 
     def _check_size(self, target: Target, size: int) -> None:
         """Raise RecordTooLargeError, saying which limit, unless what is above one is only our overhead."""
         largest, batch_limit, memory = self.config.max_request_size, target.max_message_bytes, self.config.buffer_memory
-        if size - 4 * _RECORD_BYTES > largest:
+        if size - _FULL_ROW > largest:
             raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={largest} (producer)")
-        if size + fmt.BATCH_HEADER_SIZE > batch_limit:
+        if size - _FULL_ROW + fmt.BATCH_HEADER_SIZE > batch_limit and target.codec is None:
             name = target.metadata.name
             raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={batch_limit} (topic {name!r})")
-        if size > memory:
+        if size + RECORD_MEMORY > memory:
             raise RecordTooLargeError(f"a record of {size} bytes is above buffer_memory={memory} (producer)")
 
     def _check_open(self) -> None:
@@ -364,7 +416,9 @@ class Producer:
                 try:
                     known = self._targets.get(name)
                     if known is None or known.metadata is not metadata:
-                        known = self._targets[name] = self._renewed(known, made)
+                        if known is not None and known.metadata.topic_id == made.metadata.topic_id:
+                            made.take_over(known)
+                        known = self._targets[name] = made
                 finally:
                     self._busy = False
         return known
@@ -372,12 +426,6 @@ class Producer:
     def _make_target(self, metadata: TopicMetadata) -> Target:
         logs = [self._home.log(metadata, number, self._block) for number in range(metadata.partitions)]
         return Target(self, metadata, logs, self._closed_batch)
-
-    @staticmethod
-    def _renewed(old: Target | None, new: Target) -> Target:
-        if old is not None and old.metadata.topic_id == new.metadata.topic_id:
-            new.take_over(old)
-        return new
 
     def _follow_metadata(self) -> None:
         """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended."""
@@ -398,42 +446,17 @@ class Producer:
 
     # ---- appending -----------------------------------------------------------------------------------------------------------
 
-    def _drain(self, lane: Lane, *, wait: bool = False, until: RecordBatch | None = None) -> None:
-        """Append the queue of a partition in order, at least up to the batch `until`.
-
-        With the partition's lock taken elsewhere, or this thread inside a locked section, the queue is left to the sender.
-        """
-        if get_ident() in locks.inside or (self._busy and self._is_inside()):
-            self._sender.expect(0.0)
-            return
-        while lane.queue and lane.queue[0] is not lane.batch:
-            held: list[bool] = []
-            blocked = True
-            try:  # the idiom of `locks.under`: nothing that a signal handler raises leaks the turn (H14)
-                held.extend(map(lane.turn.acquire, _AT_ONCE))
-                if not held[0]:
-                    return  # whoever has the turn looks at the queue again after giving it back
-                lane.holder = get_ident()
-                batches = list(lane.queue)
-                if batches and batches[-1] is lane.batch:
-                    batches.pop()
-                blocked = self._write(lane, batches, wait)
-                self._settle(lane, batches)
-            finally:
-                if True in held:
-                    lane.holder = 0
-                    lane.turn.release()
-                    if blocked:
-                        self._sender.expect(lane.failed_at + self._backoff(lane) if lane.tries else 0.0)
-            if blocked:
-                return
-            if until is not None and until.written:
-                if lane.queue:
-                    self._hand_over(lane)
-                return
+    def _look_around(self) -> None:
+        """Before each append: are the files still ours, and the topics still what they were?"""
+        home, metadata = self._home, self._metadata
+        if monotonic() > home.next_tick:
+            home.tick()
+        if metadata.version != self._version or metadata.changed():
+            self._follow_metadata()
 
     def _settle(self, lane: Lane, batches: list[RecordBatch]) -> None:
-        """Take what is written off the queue."""
+        """Take what is written off the queue, and count it."""
+        now = monotonic()
         with self._lock:
             self._busy = True
             try:
@@ -443,110 +466,37 @@ class Producer:
                     if lane.queue and lane.queue[0] is batch:
                         lane.queue.popleft()
                         self._memory -= batch.memory
+                        self._meter.count(lane, batch, now)
                 if not lane.queue:
                     self._active.pop(lane, None)
+                    if not self._active:
+                        self._memory = 0
             finally:
                 self._busy = False
 
-    def _hand_over(self, lane: Lane) -> None:
-        """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
-        try:
-            lane.queue[0].waiters.pop()()
-        except IndexError:
-            self._sender.expect(0.0)
-
-    def _write(self, lane: Lane, batches: list[RecordBatch], wait: bool) -> bool:
-        """Write batches in order, sync them together, finish them; returns whether the rest must be tried again."""
-        done = 0
-        for batch in batches:
-            if not batch.written and batch.base_offset < 0 and batch.error is None and not self._append(lane, batch, wait):
-                break
-            done += 1
-        if (self._fsync or lane.flushes) and done:
-            self._sync(lane, batches[:done])
-        for batch in batches[:done]:
-            batch.columns = b""
-            batch.written = True
-            if batch.waiters or batch.callbacks or batch.error is not None:
-                batch.finish(batch.error)
-            else:
-                batch.finished = True
-                if batch.waiters:  # one came in between
-                    batch.finish(None)
-        return done < len(batches)
-
-    def _sync(self, lane: Lane, batches: list[RecordBatch]) -> None:
-        """Wait until the batches are on the disk, where that was asked for."""
-        written = [batch for batch in batches if batch.error is None]
-        if not written or not (self._fsync or lane.log.flush_due()):
-            return
-        try:
-            for batch in reversed(written):  # the last first: its sync covers the others
-                lane.log.wait_synced(batch, self._delivery)
-        except (StreamlogError, OSError) as error:
-            for batch in written:
-                batch.error = error
-
-    def _append(self, lane: Lane, batch: RecordBatch, wait: bool) -> bool:
-        """Write one batch; False: not yet.  An error that does not go away is the batch's."""
-        try:
-            if not batch.columns:
-                if not batch.rows:
-                    return True  # its first record never came: `send` was interrupted
-                batch.encode()
-            home, metadata = self._home, self._metadata
-            if monotonic() > home.next_tick:
-                home.tick()
-            if metadata.version != self._version or metadata.changed():
-                self._follow_metadata()
-            if lane.gone:
-                raise UnknownTopicOrPartitionError(f"topic {lane.topic!r} was deleted")
-            lane.log.append(batch, _PATIENCE if wait else 0.0)
-        except RetriableError as error:
-            return self._is_final(lane, batch, error)
-        except (StreamlogError, OSError, OverflowError) as error:
-            batch.error = error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {lane.name}: {error}")
-        if lane.trouble is not None:
-            lane.tries, lane.trouble = 0, None
-        return True
-
-    def _is_final(self, lane: Lane, batch: RecordBatch, error: RetriableError) -> bool:
-        """Whether an error that may go away is the batch's end: after `retries`, or `delivery_timeout_ms`."""
-        lane.trouble, lane.failed_at = error, monotonic()
-        expired = lane.failed_at > batch.deadline - self._linger + self._delivery
-        if isinstance(error, StreamlogTimeoutError):
-            if not expired:
-                return False  # the lock is another's: no try of ours
-            error = StreamlogTimeoutError(f"not written within delivery_timeout_ms={self.config.delivery_timeout_ms}: {error}")
-        else:
-            lane.tries += 1
-            if not expired and lane.tries <= self.config.retries:
-                return False
-        batch.error = error
-        lane.tries, lane.trouble = 0, None
-        return True
-
-    def _backoff(self, lane: Lane) -> float:
-        first: float = self.config.retry_backoff_ms / 1000
-        return min(first * 2.0 ** min(max(lane.tries - 1, 0), 10), _MAX_BACKOFF)
-
-    def _wait_for_memory(self, size: int) -> None:
+    def _wait_for_memory(self, lane: Lane, size: int) -> None:
         """`buffer_memory` is full: write what can be written, then wait for the sender, at most `max_block_ms`."""
         deadline = monotonic() + self._block
-        while not self._has_memory(size):
-            for lane in self._end_open(_FOREVER):
-                if not lane.tries:
-                    self._drain(lane)
-            if self._has_memory(size):
-                return
-            if monotonic() >= deadline:
-                trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
-                cause = f"; the log does not take records: {trouble}" if trouble else ""
-                raise BufferExhaustedError(
-                    f"buffer_memory={self.config.buffer_memory} was full for max_block_ms={self.config.max_block_ms}{cause}"
-                )
-            self._check_open()
-            sleep(0.002)
+        self._waiting += 1
+        try:
+            while not self._has_memory(lane, size):
+                for active in self._end_open(_FOREVER):
+                    if not active.tries:
+                        active.drain()
+                if self._has_memory(lane, size):
+                    return
+                if monotonic() >= deadline:
+                    self._meter.totals["exhausted"] += 1
+                    raise self._exhausted()
+                self._check_open()
+                sleep(0.002)
+        finally:
+            self._waiting -= 1
+
+    def _exhausted(self) -> BufferExhaustedError:
+        trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
+        cause = f"; the log does not take records: {trouble}" if trouble else ""
+        return BufferExhaustedError(f"buffer_memory={self.config.buffer_memory} was full for max_block_ms={self.config.max_block_ms}{cause}")
 
     def _end_open(self, now: float) -> list[Lane]:
         """Close the open batches whose linger is over; returns the lanes with something to append."""
@@ -566,14 +516,14 @@ class Producer:
             self._route_aside()
         now = monotonic()
         for lane in self._end_open(now):
-            if not lane.tries or now >= lane.failed_at + self._backoff(lane):
-                self._drain(lane, wait=True)
+            if now >= lane.next_try():
+                lane.drain(wait=True)
         with self._lock:
             self._busy = True
             try:
                 times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
                 closed = [lane for lane in self._active if lane.queue[0] is not lane.batch and not lane.turn.locked()]
-                times += [lane.failed_at + self._backoff(lane) if lane.tries else now for lane in closed]
+                times += [lane.next_try() or now for lane in closed]
                 if not self._active:
                     self._sender.keeper = None
                 if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
@@ -596,7 +546,7 @@ class Producer:
             self._check_open()
         if self._aside:
             self._route_aside()
-        if self._busy and self._is_inside():
+        if self._is_entered():
             return  # the records of the `send` that this call is inside of are not sent before it
         with self._lock:
             self._busy = True
@@ -611,7 +561,7 @@ class Producer:
                 self._busy = False
         deadline = -1.0
         for last in lasts:
-            self._drain(last.lane, until=last)
+            last.lane.drain(until=last)
             if not last.written:
                 if deadline < 0:
                     deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
@@ -632,9 +582,9 @@ class Producer:
         if left <= 0:
             reason = lane.trouble or "another thread is writing"
             raise StreamlogTimeoutError(f"a record of {lane.name} is not written yet: {reason}")
-        if lane.turn.locked() or lane.tries or (self._busy and self._is_inside()):
+        if lane.turn.locked() or lane.tries or (self._is_entered()):
             try:
-                batch.wait(min(left, _PATIENCE))
+                batch.wait(min(left, PATIENCE))
             except StreamlogTimeoutError:
                 return
         if batch is lane.batch and not lane.turn.locked():
@@ -646,7 +596,17 @@ class Producer:
                 finally:
                     self._busy = False
         if not batch.written and not lane.tries:
-            self._drain(lane, wait=True, until=batch)
+            lane.drain(wait=True, until=batch)
+
+    def metrics(self) -> ProducerMetrics:
+        """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
+        with self._lock:
+            self._busy = True
+            try:
+                used = sum(batch.memory for lane in self._active for batch in lane.queue)
+                return self._meter.metrics(self.config.buffer_memory, used, self._waiting)
+            finally:
+                self._busy = False
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is left, then close.  What cannot be written within `timeout` seconds fails with ClosedError."""
@@ -665,6 +625,9 @@ class Producer:
     def _abandon(self, reason: str) -> None:
         """Take nothing more; fail what is left."""
         self._closed_reason = reason
+        for target in self._targets.values():
+            for lane in target.lanes:
+                lane.last = None  # so that the mappings go without the collector
         self._targets = {}
         self._sender.stop()
         left: list[RecordBatch] = []
@@ -699,7 +662,8 @@ class Producer:
     ) -> list[BatchDelivery]:
         """Send many records at once: a list of bytes, or a NumPy array (1-D, structured or of fixed size, stored as it lies in memory).
 
-        Rows with keys are partitioned by their hash, rows without go to one partition; order within a partition is kept.  Batches are
+        Rows with keys are partitioned by their hash, in one pass; rows without go to one partition, or where the partitioner says; order
+        within a partition is kept.  Batches are
         filled up to the topic's `max_message_bytes`.  Returns a delivery for each batch.
         Raises: like `send`; nothing is sent then.
         """
@@ -714,38 +678,39 @@ class Producer:
     def _send_encoded(self, lane: Lane, attributes: int, columns: bytes, count: int, timestamps: list[int] | None) -> RecordBatch:
         """Queue and append a batch that is encoded already."""
         size = len(columns)
-        batch = RecordBatch(lane, size, 1, self._now_ms())
-        batch.attributes, batch.columns, batch.count, batch.room = attributes, columns, count, 0
-        batch.max_timestamp = batch.base_timestamp
+        batch = RecordBatch(lane, lane.target(), size, 1, self._now_ms())
+        first = last = batch.base_timestamp
         if timestamps is not None:
-            batch.timestamps, batch.base_timestamp, batch.max_timestamp = timestamps, timestamps[0], max(timestamps)
-        batch.deadline = monotonic() + self._linger
+            first, last = timestamps[0], max(timestamps)
+        batch.plain, batch.count, batch.room = (attributes, columns, count, timestamps, first, last), count, 0
+        batch.deadline = batch.begun + self._linger
         while True:
             with self._lock:
                 self._busy = True
                 try:
                     self._check_open()
-                    if self._has_memory(size):
+                    if self._has_memory(lane, size):
                         if lane.batch is not self._closed_batch:
                             self._end(lane)
                         self._enqueue(lane, batch)
                         break
                 finally:
                     self._busy = False
-            self._wait_for_memory(size)
-        self._drain(lane)
+            self._wait_for_memory(lane, size)
+        lane.drain()
         return batch
 
     def batch(self, topic: str | Topic, *, key: Any = None, partition: int | None = None) -> BatchWriter:
         """A writer for tight loops: `with producer.batch("clicks") as batch: batch.append(value)`.
 
-        One partition, chosen at entry: `partition`, else by `key`, else the sticky one.  An exception in the body drops what is not
+        One partition, chosen at entry: `partition`, else by `key`, else as the partitioner says.  An exception in the body drops what is not
         yet written.
         """
         target = self._target(topic)
         if partition is not None:
             partition = check_partition(target, partition)
-        lane = target.choose(to_bytes("key", key, self._serialize_key), partition)
+        chosen = self._partition_of(target, to_bytes("key", key, self._serialize_key), None, partition)
+        lane = target.sticky if chosen is None else target.lanes[chosen]
         if lane is target.sticky:
             target.switch()
         return BatchWriter(self, lane, target.max_message_bytes)
@@ -757,42 +722,3 @@ _LOCKING = frozenset(
     if hasattr(function, "__code__") and "_lock" in function.__code__.co_names
 )
 """The code that takes the producer's lock: a thread with one of these below it may be inside."""
-
-
-# ---- the ends of a process ---------------------------------------------------------------------------------------------------
-
-_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for producer in list(_producers):
-        producer._lock, producer._busy = allocate_lock(), False
-        producer._closed_reason = "it belongs to the process that this one was forked from"
-        producer._forked = True
-        producer._targets = {}
-    _producers.clear()
-
-
-def _at_exit() -> None:
-    """Write what is left, or say how much was lost."""
-    for producer in list(_producers):
-        try:
-            for lane in list(producer._active) if producer._closed_reason else ():
-                producer._drain(lane, wait=True)  # closed inside its own append
-            producer.close()
-        except Exception as error:
-            left = sum(len(lane.queue) for lane in producer._active)
-            sys.stderr.write(f"streamlog: {producer!r} lost {left} batches of records at exit: {error}\n")
-
-
-def _finalize_at_exit() -> None:
-    """Children of multiprocessing skip `atexit` on Python 3.11: they have a finalizer of their own (H25)."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None and ("finalizer", process.pid()) not in _registered:
-        _registered.add(("finalizer", process.pid()))
-        util.Finalize(None, _at_exit, exitpriority=100)
-
-
-_registered: set[tuple[str, int]] = set()
-process.after_fork_in_child(_after_fork_in_child)
-atexit.register(_at_exit)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 from streamlog._format import batch as fmt
 from streamlog._format.batch import Batch
-from streamlog.errors import SerializationError
+from streamlog.errors import CorruptRecordError, SerializationError
 from streamlog.types import Record, TimestampType
 
 _record = partial(tuple.__new__, Record)  # a named tuple made at C level: 0.12 µs with the zip around it
@@ -82,12 +82,11 @@ class RecordBatch:
     Valid as long as it is held, whatever happens to the topic; never changes.  Safe to share between threads.
     """
 
-    __slots__ = ("_batch", "_columns", "_skip", "_timestamps", "partition", "topic")
+    __slots__ = ("_batch", "_skip", "_timestamps", "partition", "topic")
 
     def __init__(self, batch: Batch, topic: str, partition: int, offset: int) -> None:
         """The records of `batch` from `offset` on."""
         self._batch, self.topic, self.partition = batch, topic, partition
-        self._columns: fmt.Columns | None = None
         self._skip = 0
         if offset > batch.base_offset:
             self._skip = sum(1 for number in batch.offsets() if number < offset)
@@ -100,10 +99,13 @@ class RecordBatch:
 
     @property
     def columns(self) -> fmt.Columns:
-        """The columns as they are on disk."""
-        if self._columns is None:
-            self._columns = self._batch.columns()
-        return self._columns
+        """The columns as they are on disk; decompressed where they are compressed."""
+        try:
+            return self._batch.columns()
+        except ValueError as error:  # the checksum holds, or was not looked at (check_crcs=False)
+            batch = self._batch
+            message = f"offset {batch.base_offset} of {self.topic}-{self.partition}: {error}; next readable: {batch.next_offset}"
+            raise CorruptRecordError(message, "", 0, "columns that fit", str(error), batch.next_offset) from None
 
     @property
     def count(self) -> int:

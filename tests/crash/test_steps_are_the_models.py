@@ -23,7 +23,7 @@ def in_the_models_words(steps: list[str]) -> list[list[str]]:
         name = NAMES.get(step)
         if name == "up":
             appends.append([])
-        if appends:
+        if appends and "down" not in appends[-1]:  # what comes after it is no part of the append
             rolling = name not in ("up", "put") and "put" not in appends[-1]
             appends[-1].append("roll" if rolling else str(name))
     return [[name for name, _ in groupby(names)] for names in appends]

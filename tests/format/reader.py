@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -13,8 +14,10 @@ import msgpack
 import xxhash
 
 SEGMENT_HEADER, BATCH_HEADER, INDEX_HEADER = "4sB3sQQ16sqiiq", "4sB3sQqIIiiqqqih2xiI", "4sB3sQq"  # of 64, 80 and 24 bytes
+SNAPSHOT_HEADER, SNAPSHOT_ROW = "4sB3sQQqqQ", "<qqqiih6x"  # of 48 and 40 bytes
+CODEC, LARGEST = 7, 64 << 20
 LOG_APPEND_TIME, HAS_OFFSETS, HAS_TIMESTAMPS, HAS_KEYS, HAS_VALUES, HAS_HEADERS = (1 << bit for bit in (3, 8, 9, 10, 11, 12))
-READABLE = LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS  # no codecs, no reserved bits
+READABLE = CODEC | LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS  # no reserved bits
 Headers = list[tuple[str, bytes | None]]
 Header = NamedTuple("Header", [("salt", int), ("topic_id", bytes), ("base_offset", int), ("partition", int), ("leader_epoch", int), ("epoch_start", int)])  # noqa: UP014, E501
 Record = NamedTuple("Record", [("offset", int), ("timestamp_ms", int), ("key", bytes | None), ("value", bytes | None), ("headers", Headers)])  # noqa: UP014
@@ -60,6 +63,24 @@ def take_column(columns: BytesIO, count: int) -> list[bytes | None]:
     return [None if nulls and not bitmap[i // 8] >> i % 8 & 1 else data[bounds[i] : bounds[i + 1]] for i in range(count)]
 
 
+def decompress(codec: int, data: bytes, size: int) -> bytes:
+    """Columns out of a compressed block."""
+    (length,) = struct.unpack_from("<I", data)
+    check(length <= len(data) - 4 and size <= LARGEST, "the sizes of a compressed block")
+    block = data[4 : 4 + length]
+    if codec == 1:
+        columns = zlib.decompressobj(31).decompress(block, size + 1)
+    else:
+        import cramjam
+
+        buffer = bytearray(size)
+        into = {2: cramjam.snappy.decompress_raw_into, 3: cramjam.lz4.decompress_block_into, 4: cramjam.zstd.decompress_into}
+        check(codec in into, f"codec {codec}", UnknownVersion)
+        columns = bytes(buffer[: into[codec](block, buffer)])
+    check(len(columns) == size, "the size of what was compressed")
+    return columns
+
+
 class Batch:
     """The batch at a position of a segment, verified."""
 
@@ -73,7 +94,8 @@ class Batch:
 
     def records(self) -> list[Record]:
         """The records, in the order of their offsets."""
-        columns, count, has = BytesIO(self.columns), self.count, self.attributes
+        count, has = self.count, self.attributes
+        columns = BytesIO(decompress(has & CODEC, self.columns, self.uncompressed) if has & CODEC else self.columns)
         deltas = take(columns, f"{count}i") if has & HAS_OFFSETS else range(count)
         times = take(columns, f"{count}q") if has & HAS_TIMESTAMPS else [self.base_timestamp] * count
         keys, values, packed = [take_column(columns, count) if has & bit else [None] * count for bit in (HAS_KEYS, HAS_VALUES, HAS_HEADERS)]
@@ -114,6 +136,13 @@ def read_index(data: bytes, salt: int) -> list[tuple[int, int, int]]:
     return list(struct.iter_unpack("<3q", data[24 : len(data) // 24 * 24])) if found == salt else []
 
 
+def read_snapshot(data: bytes) -> tuple[int, int, int, list[tuple[int, ...]]]:
+    """Salt, base offset, offset and rows of a producer snapshot."""
+    checksum, salt, base_offset, offset, count = take_header(data[:48], SNAPSHOT_HEADER, b"SLP1")
+    check(xxhash.xxh3_64_intdigest(data[16:], salt) == checksum and len(data) == 48 + 40 * count, "the checksum of a snapshot")
+    return salt, base_offset, offset, list(struct.iter_unpack(SNAPSHOT_ROW, data[48:]))
+
+
 def read_checkpoint(text: str) -> list[list[str]]:
     """The entries of a checkpoint, as words."""
     version, count, *lines = text.split("\n")
@@ -132,9 +161,10 @@ def topics(home: Path) -> dict[str, Topic]:
             found[fields[1]] = fields
         elif kind in ("PartitionsRecord", "ConfigRecord"):
             found[fields[0]][2 if kind == "PartitionsRecord" else 3] = fields[1]
-        else:
-            check(kind == "RemoveTopicRecord", f"metadata record {kind}", UnknownVersion)
+        elif kind == "RemoveTopicRecord":
             del found[fields[0]]
+        else:
+            check(kind == "ProducerIdsRecord", f"metadata record {kind}", UnknownVersion)
     return {name: Topic(*rest) for name, *rest in found.values()}
 
 

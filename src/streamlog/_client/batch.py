@@ -10,15 +10,22 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._client.lane import Lane
+    from streamlog._client.target import Target
 
 from streamlog._client.inputs import check_timeout
 from streamlog._format import batch as fmt
+from streamlog._format.compression import LARGEST
 from streamlog._log.partition import Pending
 from streamlog._os.clock import monotonic
-from streamlog.errors import StreamlogTimeoutError
+from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError
 from streamlog.types import BatchMetadata, RecordMetadata
 
+RECORD_MEMORY = 150  # bytes that a record takes beside key and value, about: what Python needs for the objects
 GRACE = 2.0  # seconds after `delivery_timeout_ms` in which the sender fails what was not delivered, with its reason
+
+
+Plain = tuple[int, bytes, int, "list[int] | None", int, int]
+"""A batch before compression: attributes, columns, count, timestamps where they differ, first or common and largest timestamp."""
 
 
 class RecordBatch(Pending):
@@ -28,7 +35,11 @@ class RecordBatch(Pending):
     values (2), or keys, values, headers and timestamps (4).  Changed under the producer's lock until closed, then only by who appends it.
     """
 
-    deadline = 0.0
+    deadline = 0.0  # of the linger; like `begun` in monotonic seconds
+    encoded = False
+    plain: Plain | None = None
+    limit = 2**31 - 1  # of the topic, for the batch as it is written
+    stored = 0  # bytes of columns that were written
     timestamps: list[int] | None = None
     callbacks: tuple[tuple[int, Callable[[RecordMetadata | None, BaseException | None], object]], ...] = ()
     error: BaseException | None = None
@@ -36,16 +47,23 @@ class RecordBatch(Pending):
     whole = False  # stands for all batches of a BatchWriter; is in no queue
     written = False  # nothing is left to write; under acks=0 that comes later than `finished`
 
-    def __init__(self, lane: Lane, room: int, stride: int, timestamp_ms: int) -> None:
-        self.lane, self.room, self.memory, self.stride = lane, room, room, stride
+    def __init__(self, lane: Lane, target: Target | None, room: int, stride: int, timestamp_ms: int) -> None:
+        """`target` says how it is encoded: None where it is encoded already, or will never be."""
+        self.lane, self.target, self.room, self.capacity, self.memory, self.stride = lane, target, room, room, room, stride
         self.rows: list[Any] = []
         self.base_timestamp = timestamp_ms
+        self.begun = monotonic()
         self.waiters: list[Callable[[], object]] = []
 
     @property
     def size(self) -> int:
         """Bytes of keys and values, about."""
-        return self.memory - self.room
+        return self.capacity - self.room
+
+    @property
+    def records(self) -> int:
+        """How many records there are so far."""
+        return self.count or len(self.rows) // self.stride
 
     def widen(self, stride: int) -> None:
         """Make room in each row for keys (2) or for keys, headers and timestamps (4)."""
@@ -58,26 +76,44 @@ class RecordBatch(Pending):
         self.rows, self.stride = wide, stride
 
     def encode(self) -> None:
-        """Make the columns; the rows are let go."""
-        rows, stride = self.rows, self.stride
-        self.max_timestamp = self.base_timestamp
-        if stride == 1:
-            self.count = len(rows)
-            self.attributes, self.columns = fmt.encode_rows(rows)
-        else:
-            self.count = len(rows) // stride
-            headers = rows[2::4] if stride == 4 else None
-            if stride == 4:
-                self._take_timestamps(rows[3::4])
-            self.attributes, self.columns = fmt.encode_rows(rows[1::stride], rows[0::stride], headers, self.timestamps)
-        self.rows = []
+        """Make the columns, compressed where that is asked for and saves something.  Done again from `plain` where it was broken off.
 
-    def _take_timestamps(self, given: list[int | None]) -> None:
-        """Timestamps where records have their own; the batch's where one fits all."""
-        times = [self.base_timestamp if time is None else time for time in given]
-        self.base_timestamp, self.max_timestamp = times[0], max(times)
-        if times.count(times[0]) != len(times):
-            self.timestamps = times
+        Raises: RecordTooLargeError (a compressed batch holds at most 64 MiB), OverflowError.
+        """
+        target = self.target
+        append_time = target is not None and target.append_time
+        if self.plain is None:
+            self.plain = self._encode_rows(append_time)
+        attributes, columns, self.count, self.timestamps, self.base_timestamp, self.max_timestamp = self.plain
+        uncompressed = -1
+        if target is not None:
+            self.limit = target.max_message_bytes
+            if append_time:
+                attributes |= fmt.LOG_APPEND_TIME
+            if target.codec is not None:
+                if len(columns) > LARGEST:
+                    raise RecordTooLargeError(f"{len(columns)} bytes: a batch that is compressed holds at most {LARGEST}")
+                compressed = target.codec.compress(columns, target.level)
+                if len(compressed) < len(columns):
+                    attributes, uncompressed, columns = attributes | target.codec.id, len(columns), compressed
+        self.attributes, self.uncompressed, self.columns = attributes, uncompressed, columns
+        self.encoded = True
+        self.rows, self.plain, self.target = [], None, None
+
+    def _encode_rows(self, append_time: bool) -> Plain:
+        rows, stride = self.rows, self.stride
+        count, first = len(rows) // stride, self.base_timestamp
+        if stride == 1:
+            return *fmt.encode_rows(rows), count, None, first, first
+        times = None
+        last = first
+        if stride == 4 and not append_time:
+            times = [first if time is None else time for time in rows[3::4]]
+            first, last = times[0], max(times)
+            if times.count(first) == count:
+                times = None  # one fits all
+        headers = rows[2::4] if stride == 4 else None
+        return *fmt.encode_rows(rows[1::stride], rows[0::stride], headers, times), count, times, first, last
 
     # ---- ending ------------------------------------------------------------------------------------------------------------
 
@@ -92,8 +128,19 @@ class RecordBatch(Pending):
                 self.waiters.pop()()
             except IndexError:
                 break  # another thread was faster
-        for number, callback in self.callbacks if first else ():
-            self.tell(number, callback)
+        if first and self.callbacks:
+            self.tell_all()
+
+    def tell_all(self) -> None:
+        """Call each record's `on_delivery`, in order.  Ctrl-C, or `sys.exit` in one, comes after the others."""
+        broken_off: BaseException | None = None
+        for number, callback in self.callbacks:
+            try:
+                self.tell(number, callback)
+            except BaseException as error:
+                broken_off = error
+        if broken_off is not None:
+            raise broken_off
 
     def tell(self, number: int, callback: Callable[[RecordMetadata | None, BaseException | None], object]) -> None:
         """Call a record's `on_delivery`; what it raises is logged."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
+from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from streamlog._client.lane import Lane, Target
+    from streamlog._client.lane import Lane
+    from streamlog._client.target import Target
     from streamlog.producer import Producer
 
 from streamlog._client.inputs import pack_headers, to_bytes
 from streamlog._format import batch as fmt
+from streamlog._format.compression import LARGEST
 from streamlog.errors import InvalidTimestampError, RecordTooLargeError, SerializationError
-from streamlog.partitioners import xxh3_partition
+from streamlog.partitioners import partitions_of
 
 Chunk = tuple[int, bytes, int, "list[int] | None"]  # attributes, columns, count, timestamps
 _SLACK = fmt.BATCH_HEADER_SIZE + 96  # header, column heads and padding of a batch
@@ -37,7 +40,11 @@ def split(
             raise SerializationError(f"{name} has {len(column)} rows, values has {count}")
     if count == 0:
         return iter(())
-    if fixed is not None and key_rows is None and packed is None and times is None:
+    if times is not None:
+        target.check_timestamps(min(times), max(times), producer._now_ms())
+        times = None if target.append_time else times
+    chooses = producer._partitioner is not None and partition is None  # for each row
+    if fixed is not None and key_rows is None and packed is None and times is None and not chooses:
         return _fixed_chunks(producer, target, fixed, partition)
     if fixed is not None:
         rows = _cut_fixed(*fixed)
@@ -105,8 +112,8 @@ def _fixed_chunks(
 ) -> Iterator[tuple[Lane, Chunk]]:
     data, width = fixed
     _check(producer, target, width)
-    step = max(1, min(target.max_message_bytes - _SLACK, producer.config.buffer_memory) // width) * width
-    lane = target.choose(None, partition)
+    step = max(1, _limit(producer, target) // width) * width
+    lane = _lane(target, partition)
     for start in range(0, len(data), step):
         part = data[start : start + step]
         yield lane, (fmt.HAS_VALUES, b"".join(fmt.encode_fixed_column(part, width)), len(part) // width, None)
@@ -118,17 +125,18 @@ def _row_chunks(
     producer: Producer, target: Target, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None,
     times: list[int] | None, headers: list[bytes | None] | None, partition: int | None,
 ) -> Iterator[tuple[Lane, Chunk]]:  # fmt: skip
-    limit = min(target.max_message_bytes - _SLACK, producer.config.buffer_memory)
-    if keys is None and headers is None and times is None and None not in values:
+    limit = _limit(producer, target)
+    chooses = producer._partitioner is not None and partition is None
+    if keys is None and headers is None and times is None and not chooses and None not in values:
         _check(producer, target, max(map(len, values)))  # type: ignore[arg-type]
         if sum(map(len, values)) + 4 * len(values) <= limit:  # type: ignore[arg-type]  # the usual case pays nothing per row here
-            yield target.choose(None, partition), _chunk(range(len(values)), values, None, None, None)
+            yield _lane(target, partition), _chunk(range(len(values)), values, None, None, None)
             if partition is None:
                 target.switch()
             return
     sizes = _sizes(values, keys, headers, times)
     _check(producer, target, max(sizes))
-    for lane, numbers in _lanes(producer, target, keys, len(values), partition):
+    for lane, numbers in _lanes(producer, target, keys, values, partition):
         ends = list(accumulate(map(sizes.__getitem__, numbers)))  # bytes up to and with each row
         start = done = 0
         while start < len(numbers):
@@ -146,17 +154,40 @@ def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: list[
     return [extra + sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
 
 
+def _limit(producer: Producer, target: Target) -> int:
+    """Bytes of rows that one batch takes, before compression."""
+    return min(target.max_message_bytes - _SLACK, producer.config.buffer_memory, LARGEST - _SLACK)
+
+
+def _lane(target: Target, partition: int | None) -> Lane:
+    """The partition that was asked for, or the sticky one."""
+    return target.sticky if partition is None else target.lanes[partition]
+
+
 def _lanes(
-    producer: Producer, target: Target, keys: Sequence[bytes | None] | None, count: int, partition: int | None
+    producer: Producer, target: Target, keys: Sequence[bytes | None] | None, values: Sequence[bytes | None], partition: int | None
 ) -> Iterator[tuple[Lane, Sequence[int]]]:
     """Lanes with the numbers of their rows, in order."""
-    if keys is None or partition is not None or producer.config.partitioner_ignore_keys:
-        yield target.choose(None, partition), range(count)
+    if partition is not None or (producer._partitioner is None and (keys is None or not producer._keyed)):
+        yield _lane(target, partition), range(len(values))
         return
-    sticky = target.sticky.partition
-    chosen = [sticky if key is None else xxh3_partition(key, target.count) for key in keys]
-    for number in sorted(set(chosen)):
-        yield target.lanes[number], [row for row, choice in enumerate(chosen) if choice == number]
+    import numpy as np
+
+    chosen = np.full(len(values), -1, np.int64)
+    if keys is not None and producer._keyed:
+        chosen = partitions_of(keys, target.count, producer.config.key_hash)
+    elif keys is None:
+        keys = [None] * len(values)
+    for row in np.flatnonzero(chosen < 0).tolist():
+        number = producer._partition_of(target, keys[row], values[row], None)
+        if number is None:  # all others without a key go to the sticky one too
+            chosen[chosen < 0] = _lane(target, None).partition
+            break
+        chosen[row] = number
+    rows = np.argsort(chosen, kind="stable")
+    numbers, starts = np.unique(chosen[rows], return_index=True)
+    for number, group in zip(numbers.tolist(), np.split(rows, starts[1:])):
+        yield target.lanes[number], group.tolist()
 
 
 def _chunk(
@@ -169,7 +200,7 @@ def _chunk(
         if isinstance(numbers, range):
             whole = len(numbers) == len(column) and isinstance(column, list)
             return column if whole else list(column[numbers.start : numbers.stop])  # type: ignore[return-value]
-        return [column[number] for number in numbers]
+        return list(itemgetter(*numbers)(column)) if len(numbers) > 1 else [column[numbers[0]]]
 
     chosen = pick(times)
     picked = pick(values)
@@ -181,6 +212,6 @@ def _chunk(
 def _check(producer: Producer, target: Target, size: int) -> None:
     if size > producer.config.max_request_size:
         raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={producer.config.max_request_size} (producer)")
-    if size + _SLACK > target.max_message_bytes:
+    if size + _SLACK > target.max_message_bytes and target.codec is None:
         name = target.metadata.name
         raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={target.max_message_bytes} (topic {name!r})")

@@ -40,6 +40,8 @@ class Fetcher:
         """Where the group was, if there is one."""
         self.generation: Callable[[], int] = lambda: -1
         """The group's generation now."""
+        self.read = 0
+        """Bytes of the batches that were read, as they are stored."""
         self.unplaced = False
         """Whether some partition may have no position yet."""
         self._views: dict[LogReader, None] = {}
@@ -205,7 +207,8 @@ class Fetcher:
                     return
                 cursor.batch = batch  # stays if a deserializer raises
                 self._decode(cursor, batch)
-                size += batch.length
+                size += batch.uncompressed
+                self.read += batch.length
             left = limit - len(records)
             at, found, stops_at = cursor.at, cursor.records, cursor.stops_at
             if at == 0 and len(found) <= left:
@@ -261,7 +264,8 @@ class Fetcher:
             position = cursor.position
             assert position is not None
             batches.append(RecordBatch(batch, cursor.tp.topic, cursor.tp.partition, position))
-            size += batch.length
+            size += batch.uncompressed
+            self.read += batch.length
             cursor.drop()
             cursor.position = batch.next_offset
 

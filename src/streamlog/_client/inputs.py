@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from streamlog._client.lane import Target
+    from streamlog._client.target import Target
     from streamlog._replica.metadata import Metadata
 
 from streamlog.errors import (

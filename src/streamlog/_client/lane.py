@@ -1,27 +1,41 @@
-"""Topics and partitions as a producer sees them."""
+"""A partition as a producer sees it: the open batch, the closed ones in order, and how they get into the log."""
 
 from __future__ import annotations
 
-import random
 import weakref
 from _thread import allocate_lock, get_ident
 from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from streamlog._client.target import Target
     from streamlog.producer import Producer
 
 from streamlog._client.batch import RecordBatch
+from streamlog._format.batch import BATCH_HEADER_SIZE
 from streamlog._log.partition import PartitionLog
-from streamlog._replica.metadata import TopicMetadata
-from streamlog.partitioners import xxh3_partition
+from streamlog._log.producer_state import SEQUENCES
+from streamlog._os import locks
+from streamlog._os.clock import monotonic
+from streamlog.errors import (
+    DiskFailedError,
+    RecordTooLargeError,
+    RetriableError,
+    StreamlogError,
+    StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
+)
+
+PATIENCE = 0.05  # seconds that a flush, or the sender, waits for a partition's lock before it looks around
+_LAST_EPOCH = 2**15 - 1  # of a producer id
+_AT_ONCE = (False,)
 
 
 class Lane:
-    """One partition: the open batch, and closed ones in order.  Changed under the producer's lock."""
+    """One partition of one producer.  Queue and open batch are changed under the producer's lock, the rest by who has the turn."""
 
-    __slots__ = ("batch", "bytes_since_switch", "failed_at", "flushes", "gone", "holder", "log", "name", "partition", "producer", "queue",
-                 "target", "topic", "tries", "trouble", "turn")  # fmt: skip
+    __slots__ = ("batch", "expected", "failed_at", "flushes", "gone", "holder", "last", "log", "name", "partition", "producer", "queue",
+                 "retries", "target", "topic", "tries", "trouble", "turn")  # fmt: skip
 
     def __init__(self, producer: Producer, target: Target, log: PartitionLog, closed: RecordBatch) -> None:
         self.producer, self.log = producer, log
@@ -31,42 +45,166 @@ class Lane:
         self.queue: deque[RecordBatch] = deque()
         self.turn = allocate_lock()  # held by the thread that appends the queue
         self.holder = 0  # which thread that is
+        self.last: RecordBatch | None = None  # the batch that was given sequences last
         self.gone = False  # the topic was deleted
-        self.bytes_since_switch = 0
+        self.expected = 0  # records of a batch, going by the last one
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1
-        self.tries, self.failed_at = 0, 0.0
+        self.tries, self.failed_at, self.retries = 0, 0.0, 0
         self.trouble: BaseException | None = None  # the last error that may yet go away
 
     def is_own_turn(self) -> bool:
         """Whether this thread is appending the queue: a callback or a signal handler asks, and must not wait for itself."""
         return self.turn.locked() and self.holder == get_ident()
 
+    # ---- the queue -----------------------------------------------------------------------------------------------------------
 
-class Target:
-    """One topic."""
+    def drain(self, *, wait: bool = False, until: RecordBatch | None = None) -> None:
+        """Append the queue in order, at least up to the batch `until`.
 
-    __slots__ = ("__weakref__", "count", "lanes", "max_message_bytes", "metadata", "sticky")
+        With the partition's lock taken elsewhere, or this thread inside a locked section, the queue is left to the sender.
+        """
+        producer = self.producer
+        if get_ident() in locks.inside or producer._is_entered():
+            producer._sender.expect(0.0)
+            return
+        while self.queue and self.queue[0] is not self.batch:
+            held: list[bool] = []
+            blocked = True
+            try:  # the idiom of `locks.under`: nothing that a signal handler raises leaks the turn (H14)
+                held.extend(map(self.turn.acquire, _AT_ONCE))
+                if not held[0]:
+                    return  # whoever has the turn looks at the queue again after giving it back
+                self.holder = get_ident()
+                batches = list(self.queue)
+                if batches and batches[-1] is self.batch:
+                    batches.pop()
+                blocked = self._write(batches, wait)
+                producer._settle(self, batches)
+            finally:
+                if True in held:
+                    self.holder = 0
+                    self.turn.release()
+                    if blocked:
+                        producer._sender.expect(self.next_try())
+            if blocked:
+                return
+            if until is not None and until.written:
+                if self.queue:
+                    self._hand_over()
+                return
 
-    def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[PartitionLog], closed: RecordBatch) -> None:
-        self.metadata, self.count = metadata, metadata.partitions
-        self.max_message_bytes = metadata.config.max_message_bytes
-        self.lanes = [Lane(producer, self, log, closed) for log in logs]
-        self.sticky = random.choice(self.lanes)
+    def _hand_over(self) -> None:
+        """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
+        try:
+            self.queue[0].waiters.pop()()
+        except IndexError:
+            self.producer._sender.expect(0.0)
 
-    def choose(self, key: bytes | None, partition: int | None) -> Lane:
-        """The partition of a record: as given, by its key's hash, or the sticky one."""
-        if partition is not None:
-            return self.lanes[partition]
-        return self.sticky if key is None else self.lanes[xxh3_partition(key, self.count)]
+    def _write(self, batches: list[RecordBatch], wait: bool) -> bool:
+        """Write batches in order, sync them together, finish them; returns whether the rest must be tried again."""
+        done = 0
+        for batch in batches:
+            if not batch.written and batch.base_offset < 0 and batch.error is None and not self._append(batch, wait):
+                break
+            done += 1
+        if (self.producer._fsync or self.flushes) and done:
+            self._sync(batches[:done])
+        for batch in batches[:done]:
+            batch.stored = len(batch.columns)
+            batch.columns = b""
+            batch.written = True
+            if batch.waiters or batch.callbacks or batch.error is not None:
+                batch.finish(batch.error)
+            else:
+                batch.finished = True
+                if batch.waiters:  # one came in between
+                    batch.finish(None)
+        return done < len(batches)
 
-    def switch(self) -> None:
-        """Choose the next partition of unkeyed records, uniformly (KIP-794)."""
-        self.sticky.bytes_since_switch = 0
-        self.sticky = random.choice(self.lanes)
+    def _sync(self, batches: list[RecordBatch]) -> None:
+        """Wait until the batches are on the disk, where that was asked for."""
+        written = [batch for batch in batches if batch.error is None]
+        if not written or not (self.producer._fsync or self.log.flush_due()):
+            return
+        try:
+            for batch in reversed(written):  # the last first: its sync covers the others
+                self.log.wait_synced(batch, self.producer._delivery)
+        except (StreamlogError, OSError) as error:
+            for batch in written:
+                batch.error = error
 
-    def take_over(self, old: Target) -> None:
-        """The topic grew: what is there keeps its lanes, and with them its batches and their order."""
-        self.lanes[: old.count] = old.lanes
-        for lane in old.lanes:
-            lane.target = weakref.ref(self)
-        self.sticky = old.sticky
+    def _append(self, batch: RecordBatch, wait: bool) -> bool:
+        """Write one batch; False: not yet.  An error that does not go away is the batch's."""
+        try:
+            if not batch.encoded:
+                if not (batch.rows or batch.plain):
+                    return True  # its first record never came: `send` was interrupted
+                batch.encode()
+                self.producer._completed(self, batch)
+            if BATCH_HEADER_SIZE + len(batch.columns) > batch.limit:
+                raise RecordTooLargeError(
+                    f"a batch of {BATCH_HEADER_SIZE + len(batch.columns)} bytes is above max_message_bytes={batch.limit} (topic {self.topic!r})"
+                )
+            self.producer._look_around()
+            if self.gone:
+                raise UnknownTopicOrPartitionError(f"topic {self.topic!r} was deleted")
+            if self.producer._idempotent:
+                self._identify(batch)
+            self.log.append(batch, PATIENCE if wait else 0.0)
+        except RetriableError as error:
+            return self._is_final(batch, error)
+        except (StreamlogError, OSError, OverflowError) as error:
+            batch.error = error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {self.name}: {error}")
+        if self.trouble is not None:
+            self.tries, self.trouble = 0, None
+        return True
+
+    # ---- sequences -----------------------------------------------------------------------------------------------------------
+
+    def _identify(self, batch: RecordBatch) -> None:
+        """Give a batch its place in the producer's sequence: after the batch before it; a batch that is tried again keeps its own.
+
+        After a batch that failed nobody knows whether it is in the log: what follows begins a new epoch, so that it is neither taken for
+        that batch nor for what comes after it (KIP-360).  All follows from `last`, whatever interrupts this.
+        """
+        last = self.last
+        if batch.producer[0] < 0:
+            if last is None:
+                batch.producer = self.producer._id(), 0, 0
+            else:
+                producer_id, sequence, epoch = last.producer
+                if last.error is None:
+                    batch.producer = producer_id, sequence + last.count & SEQUENCES, epoch
+                elif epoch < _LAST_EPOCH:
+                    batch.producer = producer_id, 0, epoch + 1
+                else:
+                    batch.producer = self.producer._id(new=True), 0, 0
+        self.last = batch
+
+    # ---- trying again --------------------------------------------------------------------------------------------------------
+
+    def _is_final(self, batch: RecordBatch, error: RetriableError) -> bool:
+        """Whether an error that may go away is the batch's end: after `retries`, or `delivery_timeout_ms`."""
+        config = self.producer.config
+        self.trouble, self.failed_at = error, monotonic()
+        expired = self.failed_at > batch.begun + config.delivery_timeout_ms / 1000
+        if isinstance(error, StreamlogTimeoutError):
+            if not expired:
+                return False  # the lock is another's: no try of ours
+            error = StreamlogTimeoutError(f"not written within delivery_timeout_ms={config.delivery_timeout_ms}: {error}")
+        else:
+            self.tries += 1
+            if not expired and self.tries <= config.retries:
+                self.retries += 1
+                return False
+        batch.error = error
+        self.tries, self.trouble = 0, None
+        return True
+
+    def next_try(self) -> float:
+        """When to append again (monotonic seconds); 0: now."""
+        if not self.tries:
+            return 0.0
+        config = self.producer.config
+        backoff = config.retry_backoff_ms * 2.0 ** min(self.tries - 1, 30)
+        return self.failed_at + min(backoff, max(config.retry_backoff_max_ms, config.retry_backoff_ms)) / 1000

@@ -29,7 +29,7 @@ class BatchWriter:
     def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
         """`limit`: the topic's `max_message_bytes`."""
         self._producer, self._lane, self._limit = producer, lane, limit
-        self._whole = RecordBatch(lane, 0, 1, producer._now_ms())
+        self._whole = RecordBatch(lane, None, 0, 1, producer._now_ms())
         self._whole.whole = True
         self._error: Exception | None = None  # what ended the collecting early
         self._left = 1  # batches on their way, and one for the writer itself

@@ -37,13 +37,15 @@ Batch header, 80 bytes; the checksum covers all that follows it, columns include
     68     2    i16  producer_epoch     -1: none
     70     2    2x   reserved           zero
     72     4    i32  leader_epoch       epoch of the leader that wrote the batch
-    76     4    u32  uncompressed       bytes of the columns before compression; here: length - 80
+    76     4    u32  uncompressed       bytes of the columns, before compression
 
 The columns, each padded with zeros to a multiple of 8 bytes, in this order, those that the attributes name:
 offsets (i32 each: delta to base_offset), timestamps (i64 each: ms), keys, values, headers.  The last three are bytes
 columns, Arrow-shaped: a head of i32 `width` and i32 `nulls`; if nulls > 0 a validity bitmap, least significant bit
 first, padded; if width is -1, count + 1 i32 offsets, padded, else every value is `width` bytes long; then the data, padded.
 A record's headers are a msgpack array of [name, value] pairs; null where it has none.
+
+Where the attributes name a codec (bits 0-2) the columns are one compressed block: see `compression`.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ from array import array
 from itertools import accumulate, chain, pairwise
 
 import xxhash
+
+from streamlog._format import compression
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,13 +83,14 @@ assert BATCH_HEADER_SIZE == BATCH.size == 80  # 16 + 8 + 6 * 4 - 8 + 3 * 8 + 4 +
 NO_PRODUCER = (-1, -1, -1)  # producer id, base sequence, producer epoch
 
 # Attributes (u32): bits 0-6 are Kafka's
-LOG_APPEND_TIME = 1 << 3  # (0-2 codec, 4 transactional, 5 control, 6 delete horizon: not in this version)
+CODEC = 7  # bits 0-2: number of the codec, 0: none
+LOG_APPEND_TIME = 1 << 3  # (4 transactional, 5 control, 6 delete horizon: not in this version)
 HAS_OFFSETS = 1 << 8
 HAS_TIMESTAMPS = 1 << 9
 HAS_KEYS = 1 << 10
 HAS_VALUES = 1 << 11
 HAS_HEADERS = 1 << 12
-KNOWN_ATTRIBUTES = LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
+KNOWN_ATTRIBUTES = CODEC | LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
 
 _PADS = [bytes(-n & 7) for n in range(8)]
 
@@ -210,12 +215,13 @@ class Batch:
     """
 
     __slots__ = (
-        "attributes", "base_offset", "base_sequence", "base_timestamp", "checksum", "count", "data", "last_offset_delta",
+        "_columns", "attributes", "base_offset", "base_sequence", "base_timestamp", "checksum", "count", "data", "last_offset_delta",
         "leader_epoch", "length", "max_timestamp", "producer_epoch", "producer_id", "uncompressed",
     )  # fmt: skip
 
     def __init__(self, data: memoryview, fields: tuple[Any, ...]) -> None:
         self.data = data
+        self._columns: Columns | None = None
         (
             _, _, self.checksum, self.base_offset, self.attributes, self.length, self.count, self.last_offset_delta,
             self.base_timestamp, self.max_timestamp, self.producer_id, self.base_sequence, self.producer_epoch,
@@ -229,8 +235,18 @@ class Batch:
         return end
 
     def columns(self) -> Columns:
-        """The columns, cut apart.  Raises ValueError where they do not fit the batch."""
-        return Columns(self.data, self.attributes, self.count)
+        """The columns, cut apart; decompressed once where they are compressed.
+
+        Raises: ValueError (they do not fit the batch, or the block is damaged), UnsupportedCompressionError.
+        """
+        if self._columns is None:
+            codec = self.attributes & CODEC
+            if codec:
+                data = compression.numbered(codec).decompress(self.data[BATCH_HEADER_SIZE:], self.uncompressed)
+                self._columns = Columns(data, self.attributes, self.count)
+            else:
+                self._columns = Columns(self.data[BATCH_HEADER_SIZE:], self.attributes, self.count)
+        return self._columns
 
     def offsets(self) -> Sequence[int]:
         """Offset of each record."""
@@ -327,7 +343,7 @@ class Columns:
     __slots__ = ("headers", "keys", "offsets", "timestamps", "values")
 
     def __init__(self, data: memoryview, attributes: int, count: int) -> None:
-        position = BATCH_HEADER_SIZE
+        position = 0
         self.offsets: memoryview | None = None
         self.timestamps: memoryview | None = None
         self.keys: BytesColumn | None = None

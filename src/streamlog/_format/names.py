@@ -15,7 +15,7 @@ TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
 RECOVERY_POINTS = "recovery-point-offset-checkpoint"
 LEADER_EPOCHS = "leader-epoch-checkpoint"
-LOG, INDEX = ".log", ".index"
+LOG, INDEX, SNAPSHOT = ".log", ".index", ".snapshot"
 TEMPORARY = ".tmp"
 DELETED = "-delete"
 OFFSETS_SNAPSHOT = "offsets-snapshot"
@@ -79,9 +79,24 @@ def index(base_offset: int) -> str:
     return f"{base_offset:020}{INDEX}"
 
 
+def snapshot(offset: int) -> str:
+    """State of the idempotent producers of the batches below `offset`."""
+    return f"{offset:020}{SNAPSHOT}"
+
+
 def base_offsets(listing: list[str]) -> list[int]:
     """First offsets of the segments in a directory's listing, in order."""
-    return sorted(int(name[:20]) for name in listing if len(name) == 24 and name.endswith(LOG) and _DIGITS.issuperset(name[:20]))
+    return _offsets(listing, LOG)
+
+
+def snapshot_offsets(listing: list[str]) -> list[int]:
+    """Offsets of the producer snapshots in a directory's listing, in order."""
+    return _offsets(listing, SNAPSHOT)
+
+
+def _offsets(listing: list[str], ending: str) -> list[int]:
+    length = 20 + len(ending)
+    return sorted(int(name[:20]) for name in listing if len(name) == length and name.endswith(ending) and _DIGITS.issuperset(name[:20]))
 
 
 def state(topic_id: bytes) -> str:

@@ -9,11 +9,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import partial
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
-from streamlog._format.batch import BATCH_HEADER_SIZE, NO_PRODUCER, SEGMENT_HEADER_SIZE, seal_head
+from streamlog._format.batch import BATCH_HEADER_SIZE, LOG_APPEND_TIME, NO_PRODUCER, SEGMENT_HEADER_SIZE, seal_head
 from streamlog._log import epochs, recovery, segment
+from streamlog._log.producer_state import BehindError, ProducerStateManager
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
     BELL,
@@ -41,7 +46,7 @@ from streamlog._log.state import (
     Slot,
 )  # fmt: skip
 from streamlog._os import locks, process
-from streamlog._os.clock import monotonic_ns
+from streamlog._os.clock import monotonic_ns, wall_ms
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSystem
 from streamlog._os.locks import PARTITION, SYNC, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
@@ -53,19 +58,22 @@ _OFFSET_SPAN = 2**31 - 1
 
 
 class Pending:
-    """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in."""
+    """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in, and the times under LOG_APPEND_TIME."""
 
     attributes = count = 0
     columns = b""
+    uncompressed = -1  # bytes of the columns before they were compressed; -1: they are not
     base_timestamp = max_timestamp = 0
+    producer: tuple[int, int, int] = NO_PRODUCER  # id, base sequence, epoch
     base_offset = epoch = -1
-    attempt: tuple[int, bytes] | None = None  # where an append that was broken off would have put it, and its header
 
 
 class LogSettings:
     """What a partition's log needs of its topic's configuration."""
 
-    __slots__ = ("flush_messages", "flush_ms", "index_interval_bytes", "reserve", "segment_bytes", "segment_ms")
+    __slots__ = (
+        "flush_messages", "flush_ms", "index_interval_bytes", "now_ms", "producer_id_expiration_ms", "reserve", "segment_bytes", "segment_ms",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,7 +84,10 @@ class LogSettings:
         flush_ms: int = 2**63 - 1,
         *,
         reserve: bool = True,
+        now_ms: Callable[[], int] = wall_ms,
+        producer_id_expiration_ms: int = 86_400_000,
     ) -> None:
+        self.now_ms, self.producer_id_expiration_ms = now_ms, producer_id_expiration_ms
         self.segment_bytes, self.segment_ms, self.index_interval_bytes = segment_bytes, segment_ms, index_interval_bytes
         self.flush_messages, self.flush_ms, self.reserve = flush_messages, flush_ms, reserve
 
@@ -103,6 +114,7 @@ class PartitionLog:
         self.recovery_point = recovery_point
         self._segment_bytes, self._segment_ms = settings.segment_bytes, settings.segment_ms
         self._index_interval = settings.index_interval_bytes
+        self.producers = ProducerStateManager(self)
         self.boot, self.pid = fs.boot_id(), process.pid()
         self.name = names.partition(topic, partition)
         lock_byte = names.lock_bytes(topic_id) + 4 * partition
@@ -169,10 +181,18 @@ class PartitionLog:
     def append(self, batch: Pending, timeout: float) -> None:
         """Write a batch and publish it; `batch.base_offset` and `batch.epoch` say where it went.
 
-        Durability: the kernel has it.  A batch whose earlier append was broken off is not written twice.
-        Raises: StreamlogTimeoutError (nothing written), StorageFullError, DiskFailedError, UnknownTopicOrPartitionError.
+        Durability: the kernel has it.  A batch of an idempotent producer that is in the log already is not written again.
+        Raises: StreamlogTimeoutError (nothing written), StorageFullError, DiskFailedError, UnknownTopicOrPartitionError,
+                OutOfOrderSequenceError, InvalidProducerEpochError.
         """
-        under(self.lock, timeout, self._append, batch)
+        while True:
+            try:
+                under(self.lock, timeout, self._append, batch)
+                break
+            except BehindError:
+                self.producers.catch_up()
+        if self.producers.snapshot_is_due:
+            self.producers.take_snapshot()
         if self._halves[_FLAG]:
             self.bell.ring()
         if self._cluster_halves[self._cluster_flag]:
@@ -182,8 +202,10 @@ class PartitionLog:
         words = self.words
         if self._map[self._known_start : self._known_end] != self._known:
             self.settle(for_append=True)
-        if batch.attempt is not None and self._is_written(batch):
+        if batch.producer is not NO_PRODUCER and self.producers.answer(batch):
             return
+        if batch.attributes & LOG_APPEND_TIME:
+            batch.base_timestamp = batch.max_timestamp = self.settings.now_ms()
         columns, position, offset = batch.columns, words[POSITION], words[END]
         length = BATCH_HEADER_SIZE + len(columns)
         try:
@@ -200,9 +222,8 @@ class PartitionLog:
                 self._reserve(end)
             head = seal_head(
                 self._salt, columns, offset, batch.attributes, length, batch.count, batch.count - 1, batch.base_timestamp,
-                batch.max_timestamp, *NO_PRODUCER, self.epoch, len(columns),
+                batch.max_timestamp, *batch.producer, self.epoch, len(columns) if batch.uncompressed < 0 else batch.uncompressed,
             )  # fmt: skip
-            batch.attempt = offset, head
             if length <= SMALL_WRITE:  # put
                 self.fs.pwrite(self._fd, head + columns, position, self._path)
             else:
@@ -219,20 +240,12 @@ class PartitionLog:
                 barrier()
             words[HWM] = offset + batch.count  # hwm
             batch.base_offset, batch.epoch = offset, self.epoch
+            self.producers.appended(batch, offset, end)
             words[DIRTY] = 0  # down
         except BaseException:
             self._known = b""  # the mark is up: whoever comes next derives the words from the log
+            self.producers.break_off()
             raise
-
-    def _is_written(self, batch: Pending) -> bool:
-        """Whether an append that was broken off did get its bytes into the log (by adoption)."""
-        assert batch.attempt is not None
-        offset, head = batch.attempt
-        found = self._batch_at(offset)
-        if found is None or found.data[:BATCH_HEADER_SIZE] != head:
-            return False
-        batch.base_offset, batch.epoch = offset, found.leader_epoch
-        return True
 
     def _batch_at(self, offset: int) -> fmt.Batch | None:
         """The batch that begins at `offset`, if one does.  Under the lock."""
@@ -268,6 +281,7 @@ class PartitionLog:
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
         self._learn()
+        self.producers.rolled()
         try:
             self.fs.truncate(old_fd, position, old_path)
         finally:

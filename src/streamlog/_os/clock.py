@@ -13,6 +13,11 @@ sleep = time.sleep
 _time_ns = time.time_ns
 
 
+def wall_ms() -> int:
+    """Milliseconds since 1970-01-01 UTC, by this machine's clock."""
+    return _time_ns() // 1_000_000
+
+
 class Clock:
     """Wall time in whole milliseconds, moved by the cluster's offset word."""
 

@@ -41,7 +41,8 @@ from streamlog.errors import (
 FORMAT_VERSION = 1
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
-_CLOCK, _BELL, _PROCESSES = 8, 9, 64  # words of cluster.state
+_CLOCK, _BELL, _NEXT_ID, _END_ID, _PROCESSES = 8, 9, 10, 11, 64  # words of cluster.state
+_ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
 _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
 _OPEN_LOGS = 80  # up to three descriptors each (H11)
@@ -304,13 +305,35 @@ class Home:
         config = topic.config
         settings = LogSettings(
             config.segment_bytes, config.segment_ms, config.index_interval_bytes, config.flush_messages, config.flush_ms,
-            reserve=self._reserve,
+            reserve=self._reserve, now_ms=self.clock.now_ms, producer_id_expiration_ms=self.config.producer_id_expiration_ms,
         )  # fmt: skip
         return _HomeLog(
             self, self.fs, self.directory(topic.name, partition), topic.name, topic.topic_id, partition,
             found.state.slot(partition), self._partition_locks, self.bell, settings,
             self._recovery_points.get((topic.topic_id.hex(), partition), 0),
         )  # fmt: skip
+
+    def new_producer_id(self, timeout: float) -> int:
+        """A producer id that nobody else has, had or gets.  Under no lock.
+
+        Ids come in blocks, each a metadata record that is on the disk before an id of it is used (H31).  How much of the block is used
+        is live state, for all processes: what a reboot forgets of a block is never given away.
+        """
+        words, found = self._page.words, [-1]
+
+        def decide() -> list[list[Any]]:
+            used_up = words[_NEXT_ID] >= words[_END_ID]
+            return [["ProducerIdsRecord", self.metadata.next_producer_id + _ID_BLOCK]] if used_up else []
+
+        def take() -> None:
+            if words[_NEXT_ID] >= words[_END_ID]:
+                words[_NEXT_ID] = self.metadata.next_producer_id - _ID_BLOCK  # first: until the end follows the block counts as used up
+                words[_END_ID] = self.metadata.next_producer_id
+            found[0] = words[_NEXT_ID]
+            words[_NEXT_ID] = found[0] + 1
+
+        self.metadata.write(timeout, decide, take)
+        return found[0]
 
     def release_topic(self, topic_id: bytes) -> None:
         """Close a topic's files."""

@@ -7,6 +7,7 @@ the disk before anybody acts on them, the writer included: a fold reads no furth
     ["PartitionsRecord", id, partitions]               it has more partitions now
     ["ConfigRecord", id, config]                       its configuration is this now
     ["RemoveTopicRecord", id]                          it is gone, for ever: ids are never used again
+    ["ProducerIdsRecord", next]                        producer ids below `next` are given away, in a block
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Metadata:
         self.by_id: dict[bytes, TopicMetadata] = {}
         self.removed: set[bytes] = set()
         """Ids of topics that were deleted.  An id in neither may be of a topic that this process has not heard of yet."""
+        self.next_producer_id = 0
+        """Of the next block."""
         self.version = 0
         """Offset up to which the log is folded; unequal to the slot's SYNCED: there is more."""
 
@@ -129,6 +132,9 @@ class Metadata:
         old = self.by_id.pop(topic_id, None)
         if old is not None:  # folding a record again changes nothing
             del self.topics[old.name]
+
+    def _fold_ProducerIdsRecord(self, next_producer_id: int) -> None:
+        self.next_producer_id = next_producer_id
 
     # ---- writing -------------------------------------------------------------------------------------------------------------
 

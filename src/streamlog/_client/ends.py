@@ -1,0 +1,56 @@
+"""The ends of a process: what a producer has not written yet is written at exit; a forked child has none of it."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import weakref
+from _thread import allocate_lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from streamlog.producer import Producer
+
+from streamlog._os import process
+
+_producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+_registered: set[tuple[str, int]] = set()
+
+
+def remember(producer: Producer) -> None:
+    """See to a producer when the process ends or forks."""
+    _producers.add(producer)
+    _finalize_at_exit()
+
+
+def _after_fork_in_child() -> None:
+    for producer in list(_producers):
+        producer._lock, producer._busy = allocate_lock(), False
+        producer._closed_reason = "it belongs to the process that this one was forked from"
+        producer._forked = True
+        producer._targets = {}
+    _producers.clear()
+
+
+def _at_exit() -> None:
+    """Write what is left, or say how much was lost."""
+    for producer in list(_producers):
+        try:
+            for lane in list(producer._active) if producer._closed_reason else ():
+                lane.drain(wait=True)  # closed inside its own append
+            producer.close()
+        except Exception as error:
+            left = sum(batch.records for lane in list(producer._active) for batch in list(lane.queue))
+            sys.stderr.write(f"streamlog: {producer!r} lost {left} records at exit: {error}\n")
+
+
+def _finalize_at_exit() -> None:
+    """Children of multiprocessing skip `atexit` on Python 3.11: they have a finalizer of their own (H25)."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and ("finalizer", process.pid()) not in _registered:
+        _registered.add(("finalizer", process.pid()))
+        util.Finalize(None, _at_exit, exitpriority=100)
+
+
+process.after_fork_in_child(_after_fork_in_child)
+atexit.register(_at_exit)

@@ -1,0 +1,306 @@
+"""What a log remembers of its idempotent producers, a fold of its batches' headers (KIP-98; Kafka's ProducerStateManager).
+
+For each producer id: its epoch, and sequences, offset and time of its last five batches.  By that a batch that is sent again is answered
+with its first offset, and a gap in the sequences is refused.
+
+Nobody but its producer writes a producer id.  So what this process appended itself is all that its next append has to know: it reads the
+log only where an append of its own was broken off (somebody may have adopted the batch), where the log goes on in another leader
+epoch (batches may have been cut away), and for a producer that is not known and does not begin at 0 (H20).  It does so up to the
+published end without the lock, from the newest snapshot on; the last gap under it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from streamlog._log.partition import PartitionLog, Pending
+
+from streamlog._format import names
+from streamlog._format.batch import LOG_APPEND_TIME, NO_PRODUCER, SEGMENT_HEADER_SIZE, Batch, UnknownVersionError
+from streamlog._format.producer_snapshot import ProducerSnapshot, Row, encode
+from streamlog._log import segment
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import END, EPOCH, HWM, POSITION
+from streamlog._os import files, process
+from streamlog.errors import CorruptRecordError, InvalidProducerEpochError, OutOfOrderSequenceError, StreamlogError
+
+SEQUENCES = 2**31 - 1  # a mask: the sequence after it is 0
+REMEMBERED = 5  # batches of a producer, as Kafka: so many of its requests may be in flight
+SNAPSHOT_EVERY = 4 << 20  # bytes of log between snapshots inside a segment: 256 full batches, 0.4 ms of fold
+_TRIES = 3  # folds that a cut in between may spoil, before the fold is done under the lock
+
+Remembered = tuple[int, int, int, int]  # of a batch: first and last sequence, base offset, largest timestamp
+Entry = tuple[int, tuple[Remembered, ...]]  # of a producer: epoch, batches in order
+
+
+class ProducerStates:
+    """Producers by id: epoch and remembered batches.  Entries are replaced, never changed, so that a copy is cheap and exact."""
+
+    __slots__ = ("entries", "epoch", "offset")
+
+    def __init__(self, offset: int = 0, epoch: int = -1, entries: dict[int, Entry] | None = None) -> None:
+        self.entries = {} if entries is None else entries
+        self.offset = offset  # all batches below it are counted in
+        self.epoch = epoch  # leader epoch of the log when it was looked at
+
+    def check(self, producer: tuple[int, int, int], count: int) -> Remembered | None:
+        """The batch that was written already, if this is one; None: the records may be appended (Kafka's ProducerAppendInfo).
+
+        Args:   producer: producer id, base sequence, producer epoch.
+        Raises: OutOfOrderSequenceError, InvalidProducerEpochError.
+        """
+        producer_id, first, epoch = producer
+        entry = self.entries.get(producer_id)
+        if entry is None:
+            return None  # never seen, or expired: any sequence will do
+        known, batches = entry
+        if epoch == known:
+            if first == batches[-1][1] + 1 & SEQUENCES:
+                return None
+            last = first + count - 1 & SEQUENCES
+            for remembered in batches:
+                if remembered[0] == first and remembered[1] == last:
+                    return remembered
+            expected = batches[-1][1] + 1 & SEQUENCES
+            raise OutOfOrderSequenceError(f"producer {producer_id} sent sequence {first}, {expected} is wanted: records between are missing")
+        if epoch < known:
+            raise InvalidProducerEpochError(f"epoch {epoch} of producer {producer_id}: epoch {known} has written since")
+        if first:
+            raise OutOfOrderSequenceError(f"producer {producer_id} begins epoch {epoch} with sequence {first}, 0 is wanted")
+        return None
+
+    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int) -> None:
+        """A batch is in the log.  One that is counted in already changes nothing."""
+        producer_id, first, epoch = producer
+        remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
+        entry = self.entries.get(producer_id)
+        if entry is None:
+            self.entries[producer_id] = epoch, (remembered,)
+        elif offset > entry[1][-1][2]:
+            self.entries[producer_id] = epoch, ((*entry[1][1 - REMEMBERED :], remembered) if epoch == entry[0] else (remembered,))
+
+    def fold(self, log: PartitionLog, end: int) -> None:
+        """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells."""
+        bases = log.segments()
+        while self.offset < end:
+            at = bisect_right(bases, self.offset) - 1
+            sealed = at + 1 < len(bases)
+            limit = min(bases[at + 1], end) if sealed else end
+            view = SegmentView(log.fs, log.directory, bases[max(at, 0)])
+            for batch in _headers(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
+                if batch.producer_id >= 0:
+                    producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
+                    self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp)
+            self.offset = limit
+
+    def rows(self) -> Iterator[Row]:
+        """As a snapshot has them."""
+        for producer_id, (epoch, batches) in self.entries.items():
+            for first, last, offset, timestamp in batches:
+                yield producer_id, offset, timestamp, first, last, epoch
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Count a snapshot's rows in."""
+        for producer_id, offset, timestamp, first, last, epoch in rows:
+            self.record((producer_id, first, epoch), (last - first & SEQUENCES) + 1, offset, timestamp)
+
+
+def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator[Batch]:
+    """The batches of [offset, limit) in a segment; damaged ones are passed over (readers tell of them)."""
+    try:
+        position, base = view.find(offset, ahead)
+    except (ValueError, UnknownVersionError):
+        position, base = SEGMENT_HEADER_SIZE, view.header.base_offset
+    while base < limit:
+        for at, batch in view.batches(position, base, limit, ahead, verify=False):
+            if batch.base_offset >= offset:
+                yield batch
+            position, base = at + batch.length, batch.next_offset
+        beyond = view.after_damage(position, base, min(ahead, view.size)) if base < limit else None
+        if beyond is None:
+            return
+        base, position = beyond
+
+
+# ---- snapshots -------------------------------------------------------------------------------------------------------------
+
+
+def newest_snapshot(log: PartitionLog, end: int) -> ProducerStates:
+    """The states of the newest snapshot that counts and is not beyond `end`; empty, at offset 0, where there is none."""
+    bases = log.segments()
+    listing = log.fs.listdir(log.directory)
+    for offset in sorted(names.snapshot_offsets(listing), reverse=True):
+        if offset > end:
+            continue
+        try:
+            found = ProducerSnapshot(files.read_file(log.fs, f"{log.directory}/{names.snapshot(offset)}"))
+            if found.offset == offset and _counts(log, bases, found):
+                states = ProducerStates(offset)
+                states.take(found)
+                return states
+        except (FileNotFoundError, ValueError):
+            continue  # derived: an older one, or the log, will do
+    return ProducerStates()
+
+
+def _counts(log: PartitionLog, bases: list[int], found: ProducerSnapshot) -> bool:
+    """Whether the segment that the snapshot was made in is still there and still reaches its offset."""
+    at = bisect_right(bases, found.base_offset) - 1
+    if at < 0 or bases[at] != found.base_offset or (at + 1 < len(bases) and bases[at + 1] < found.offset):
+        return False
+    try:
+        header = segment.read_header(log.fs, f"{log.directory}/{names.log(found.base_offset)}")
+    except CorruptRecordError:
+        return False
+    return bool(header.salt == found.salt)
+
+
+def save_snapshot(log: PartitionLog, states: ProducerStates) -> None:
+    """Write a snapshot; it takes the place of older ones of the same segment."""
+    bases = log.segments()
+    base = bases[bisect_right(bases, states.offset) - 1]
+    salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
+    path = f"{log.directory}/{names.snapshot(states.offset)}"
+    data = encode(salt, base, states.offset, states.rows())
+    files.write_whole(log.fs, path, data, temporary=f"{path}.{process.pid()}{names.TEMPORARY}", synced=False)
+    for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
+        if base <= offset < states.offset:
+            try:
+                log.fs.unlink(f"{log.directory}/{names.snapshot(offset)}")
+            except FileNotFoundError:
+                pass
+
+
+# ---- in one process ----------------------------------------------------------------------------------------------------------
+
+
+class BehindError(Exception):
+    """The append has to wait for a fold, which is not done under the lock; nothing was written."""
+
+
+class ProducerStateManager:
+    """What this process knows of one partition's producers.  Under the partition's lock where nothing else is said."""
+
+    __slots__ = ("_ahead", "_broken_off", "_expired", "_log", "_snapshot_at", "snapshot_is_due", "states")
+
+    def __init__(self, log: PartitionLog) -> None:
+        self._log = log
+        self.states = ProducerStates()
+        self._ahead: ProducerStates | None = None  # folded without the lock, to be brought up to the end under it
+        self._broken_off = False  # an append of ours may have left a batch that we do not know of
+        self._expired: dict[int, Entry] = {}  # to be forgotten
+        self.snapshot_is_due = False  # `take_snapshot` should be called
+        self._snapshot_at = -1  # position in the active segment from which the bytes to the next snapshot are counted; -1: not begun
+
+    def break_off(self) -> None:
+        """An append of this process ended somewhere inside."""
+        self._broken_off = True
+
+    def rolled(self) -> None:
+        """The log goes on in a new segment of ours: a snapshot is due.  In one of another process that one sees to it."""
+        self._snapshot_at, self.snapshot_is_due = 0, True
+
+    def answer(self, batch: Pending) -> bool:
+        """Whether the batch is in the log already; it then knows where.
+
+        Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: call `catch_up` without the lock, and try again.
+        """
+        states, log = self.states, self._log
+        if states.epoch != log.epoch and states.epoch < 0:
+            states.epoch = log.epoch  # the first look
+        unknown = batch.producer[1] and batch.producer[0] not in states.entries
+        if states.epoch != log.epoch or self._broken_off or unknown:
+            states = self._install()
+        found = states.check(batch.producer, batch.count)
+        if found is None:
+            return False
+        batch.base_offset, batch.epoch = found[2], log.epoch
+        if batch.attributes & LOG_APPEND_TIME:
+            batch.base_timestamp = batch.max_timestamp = found[3]
+        return True
+
+    def _install(self) -> ProducerStates:
+        ahead, log = self._ahead, self._log
+        if ahead is None or ahead.epoch != log.epoch:
+            raise BehindError
+        ahead.fold(log, log.words[END])
+        self.states, self._ahead, self._broken_off = ahead, None, False
+        return ahead
+
+    def appended(self, batch: Pending, offset: int, position: int) -> None:
+        """The batch is published; it ends at `position`."""
+        states = self.states
+        if batch.producer is not NO_PRODUCER:
+            states.record(batch.producer, batch.count, offset, batch.max_timestamp)
+            if position - self._snapshot_at > SNAPSHOT_EVERY:
+                self.snapshot_is_due = self._snapshot_at >= 0
+                self._snapshot_at = position
+        if states.offset == offset:
+            states.offset = offset + batch.count
+        if self._expired:
+            expired, self._expired = self._expired, {}
+            for producer_id, entry in expired.items():
+                if states.entries.get(producer_id) is entry:
+                    del states.entries[producer_id]
+
+    # ---- without the lock ----------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Fold what is published, from the newest snapshot on."""
+        log = self._log
+        for _ in range(_TRIES):
+            epoch, end = log.words[EPOCH], log.words[HWM]
+            try:
+                states = newest_snapshot(log, end)
+                states.fold(log, end)
+            except (FileNotFoundError, ValueError, IndexError):
+                continue  # somebody cuts the log, or did so meanwhile
+            if log.words[EPOCH] == epoch:
+                states.epoch = epoch
+                self._ahead = states
+                return
+        self._ahead = ProducerStates(0, log.words[EPOCH])  # all of it under the lock then
+
+    def take_snapshot(self) -> None:
+        """Write a snapshot of all that is published.  It is derived: a failure loses nothing but time."""
+        self.snapshot_is_due = False
+        try:
+            states = self._exact()
+            self._forget_expired(states)
+            save_snapshot(self._log, states)
+        except (StreamlogError, OSError, ValueError, IndexError):
+            pass  # a full disk, or somebody cuts the log
+
+    def _exact(self) -> ProducerStates:
+        """The fold up to the published end.  Our own states need no lock: what they know beyond `offset` was published before."""
+        log, live = self._log, self.states
+        states = ProducerStates(live.offset, live.epoch, dict(live.entries))
+        end = log.words[HWM]
+        if states.offset < end or states.epoch != log.words[EPOCH]:
+            found = newest_snapshot(log, end)
+            if found.offset > states.offset or states.epoch != log.words[EPOCH]:
+                states = found
+            states.fold(log, end)
+        return states
+
+    def _forget_expired(self, states: ProducerStates) -> None:
+        """Drop producers that have not written for `producer_id_expiration_ms`, by their records' time and by that of the segment's
+        file: records may be of any time, and what was appended just now may be sent again.
+        """
+        settings = self._log.settings
+        before = settings.now_ms() - settings.producer_id_expiration_ms
+        for producer_id, entry in list(states.entries.items()):
+            _, _, offset, timestamp = entry[1][-1]
+            if timestamp < before and self._written_ms(offset) < before:
+                del states.entries[producer_id]
+                self._expired[producer_id] = entry
+
+    def _written_ms(self, offset: int) -> int:
+        """When the segment that holds `offset` was last written to."""
+        bases = self._log.segments()
+        name = names.log(bases[max(0, bisect_right(bases, offset) - 1)])
+        return self._log.fs.stat(f"{self._log.directory}/{name}").st_mtime_ns // 1_000_000
