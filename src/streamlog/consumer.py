@@ -346,7 +346,7 @@ class Consumer:
             cursors[tp] = cursor
             added.append(tp)
         self._fetcher.set_cursors(cursors)
-        self._meter.totals["rebalances"] += 1
+        self._meter.rebalances += 1
         self._hear("on_partitions_assigned", added)
 
     def _depart(self, deadline: float, *, autocommit: bool) -> None:
@@ -456,7 +456,7 @@ class Consumer:
             member.commit(written, noted, timeout)
         else:
             member.coordinator.commit_from_outside(noted, written, durability=self.config.durability, timeout=timeout)
-        self._meter.totals["commits"] += 1
+        self._meter.commits += 1
         for tp in noted:
             if tp in cursors:
                 cursors[tp].committed = offsets[tp].offset

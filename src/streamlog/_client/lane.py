@@ -64,7 +64,7 @@ class Lane:
         With the partition's lock taken elsewhere, or this thread inside a locked section, the queue is left to the sender.
         """
         producer = self.producer
-        if get_ident() in locks.inside or producer._is_entered():
+        if get_ident() in locks.inside or (producer._busy and producer._is_inside()):
             producer._sender.expect(0.0)
             return
         while self.queue and self.queue[0] is not self.batch:
@@ -135,20 +135,22 @@ class Lane:
 
     def _append(self, batch: RecordBatch, wait: bool) -> bool:
         """Write one batch; False: not yet.  An error that does not go away is the batch's."""
+        producer = self.producer
         try:
             if not batch.encoded:
                 if not (batch.rows or batch.plain):
                     return True  # its first record never came: `send` was interrupted
                 batch.encode()
-                self.producer._completed(self, batch)
+                if producer._tells:
+                    producer._tell_partitioner(self, batch)
             if BATCH_HEADER_SIZE + len(batch.columns) > batch.limit:
                 raise RecordTooLargeError(
                     f"a batch of {BATCH_HEADER_SIZE + len(batch.columns)} bytes is above max_message_bytes={batch.limit} (topic {self.topic!r})"
                 )
-            self.producer._look_around()
+            producer._look_around()
             if self.gone:
                 raise UnknownTopicOrPartitionError(f"topic {self.topic!r} was deleted")
-            if self.producer._idempotent:
+            if producer._idempotent:
                 self._identify(batch)
             self.log.append(batch, PATIENCE if wait else 0.0)
         except RetriableError as error:

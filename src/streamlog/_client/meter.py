@@ -21,77 +21,74 @@ _WINDOW = 30.0  # seconds, as Kafka's metrics.sample.window.ms; rates are over t
 
 
 class Meter:
-    """Named counters.  Whoever adds holds the lock that guards them; reading needs none, and may miss what is being added."""
+    """Counters.  Whoever adds holds the lock that guards them; reading needs none, and may miss what is being added."""
 
-    __slots__ = ("_before", "_now", "_peaks", "totals")
+    __slots__ = ("_before", "_now", "turn_at")
+    counters: tuple[str, ...] = ()
+    peaks: tuple[str, ...] = ()  # largest values of the present window
 
-    def __init__(self, *names: str) -> None:
-        self.totals = dict.fromkeys(names, 0.0)
-        self._peaks = [(0.0, 0.0), (0.0, 0.0)]  # largest of what was given to `peak`: in this window, in the one before
-        start = monotonic(), self.totals.copy()
-        self._before = self._now = start  # when the two windows began, with the totals then
+    def __init__(self) -> None:
+        for name in (*self.counters, *self.peaks):
+            setattr(self, name, 0)
+        self._before = self._now = self._sample(monotonic())  # when the two windows began, with totals and peaks then
+        self.turn_at = self._now[0] + _WINDOW  # monotonic time at which to call `turn`
 
-    def peak(self, first: float, second: float) -> None:
-        """Note two values where they are the largest so far."""
-        self._turn()
-        known = self._peaks[0]
-        if first > known[0] or second > known[1]:
-            self._peaks[0] = max(first, known[0]), max(second, known[1])
+    def _sample(self, now: float) -> tuple[float, dict[str, float]]:
+        return now, {name: getattr(self, name) for name in (*self.counters, *self.peaks)}
 
-    def peaks(self) -> tuple[float, float]:
-        """The largest of each in the two windows."""
-        (a, b), (c, d) = self._peaks
-        return max(a, c), max(b, d)
+    def turn(self, now: float) -> None:
+        """Begin a new window."""
+        sample = self._sample(now)
+        idle = now >= self.turn_at + _WINDOW  # nobody looked: the window before this one is empty
+        for name in self.peaks:
+            sample[1][name] = 0 if idle else getattr(self, name)
+            setattr(self, name, 0)
+        self._before, self._now = sample if idle else self._now, sample
+        self.turn_at = now + _WINDOW
 
     def recent(self) -> tuple[float, dict[str, float]]:
-        """Seconds of the two windows, and what was added in them."""
-        self._turn()
-        since, then = self._before
-        return max(monotonic() - since, 1e-3), {name: total - then[name] for name, total in self.totals.items()}
-
-    def _turn(self) -> None:
-        """Begin a new window where the present one is over."""
+        """Seconds of the two windows; what was added to each counter and the largest value of each peak in them."""
         now = monotonic()
-        elapsed = now - self._now[0]
-        if elapsed >= _WINDOW:
-            start = now, self.totals.copy()
-            idle = elapsed >= 2 * _WINDOW  # nobody looked: the window before this one is empty
-            self._before, self._now = start if idle else self._now, start
-            self._peaks = [(0.0, 0.0), (0.0, 0.0) if idle else self._peaks[0]]
+        if now >= self.turn_at:
+            self.turn(now)
+        since, then = self._before
+        found = {name: getattr(self, name) - then[name] for name in self.counters}
+        return max(now - since, 1e-3), found | {name: max(getattr(self, name), self._now[1][name]) for name in self.peaks}
 
 
 class ConsumerMeter(Meter):
     """What a consumer counts: once for each call that returned records, on its thread."""
 
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__("records", "bytes", "fetches", "commits", "rebalances")
+    counters = __slots__ = ("bytes", "commits", "fetches", "rebalances", "records")
+    bytes: int
+    commits: int
+    fetches: int
+    rebalances: int
+    records: int
 
     def fetched(self, found: Sequence[Record | RecordBatch], read: int) -> None:
         """A call returns records, or batches; `read`: bytes of all the batches that were read so far."""
-        totals = self.totals
-        totals["records"] += len(found) if type(found[0]) is Record else sum(map(len, found))
-        totals["bytes"] = read
-        totals["fetches"] += 1
-        self.peak(0.0, 0.0)
+        self.records += len(found) if type(found[0]) is Record else sum(map(len, found))
+        self.bytes = read
+        self.fetches += 1
+        if (now := monotonic()) >= self.turn_at:
+            self.turn(now)
 
     def metrics(self, cursors: Mapping[TopicPartition, Cursor]) -> ConsumerMetrics:
         """The figures at this moment."""
-        from streamlog.metrics import ConsumerMetrics
+        from streamlog.metrics import ConsumerMetrics  # here: dataclasses cost 6 ms
 
         seconds, recent = self.recent()
-        totals = self.totals
         lag = {tp: max(0, cursor.log.high_watermark - at) for tp, cursor in cursors.items() if (at := cursor.position) is not None}
         return ConsumerMetrics(
-            records_consumed_total=int(totals["records"]),
+            records_consumed_total=self.records,
             records_consumed_rate=recent["records"] / seconds,
-            bytes_consumed_total=int(totals["bytes"]),
+            bytes_consumed_total=self.bytes,
             bytes_consumed_rate=recent["bytes"] / seconds,
-            fetch_total=int(totals["fetches"]),
-            records_per_fetch_avg=recent["records"] / (recent["fetches"] or 1.0),
-            commit_total=int(totals["commits"]),
-            rebalance_total=int(totals["rebalances"]),
+            fetch_total=self.fetches,
+            records_per_fetch_avg=recent["records"] / (recent["fetches"] or 1),
+            commit_total=self.commits,
+            rebalance_total=self.rebalances,
             assigned_partitions=len(cursors),
             records_lag=lag,
             records_lag_max=max(lag.values(), default=0),
@@ -101,51 +98,64 @@ class ConsumerMeter(Meter):
 class ProducerMeter(Meter):
     """What a producer counts: once for each batch, when it is off its queue, under the producer's lock."""
 
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__("records", "bytes", "batches", "saved", "queue_time", "errors", "retries", "exhausted")
+    counters = ("batches", "bytes", "errors", "exhausted", "queue_time", "records", "retries", "saved")
+    peaks = ("largest", "longest")  # bytes of a batch, seconds in the queue
+    __slots__ = (*counters, *peaks)
+    batches: int
+    bytes: int
+    errors: int
+    exhausted: int
+    queue_time: float
+    records: int
+    retries: int
+    saved: int
+    largest: int
+    longest: float
 
     def count(self, lane: Lane, batch: producing.RecordBatch, now: float) -> None:
         """A batch was written, or has failed."""
-        totals = self.totals
-        totals["retries"] += lane.retries
-        lane.retries = 0
+        if lane.retries:
+            self.retries += lane.retries
+            lane.retries = 0
         if batch.error is not None:
-            totals["errors"] += batch.records
+            self.errors += batch.records
             return
-        size = batch.stored + BATCH_HEADER_SIZE
-        totals["records"] += batch.count
-        totals["batches"] += 1
-        totals["bytes"] += size
-        totals["queue_time"] += now - batch.begun
+        size, queued = batch.stored + BATCH_HEADER_SIZE, now - batch.begun
+        self.records += batch.count
+        self.batches += 1
+        self.bytes += size
+        self.queue_time += queued
         if batch.uncompressed >= 0:
-            totals["saved"] += batch.uncompressed - batch.stored
-        self.peak(now - batch.begun, size)
+            self.saved += batch.uncompressed - batch.stored
+        if now >= self.turn_at:
+            self.turn(now)
+        if size > self.largest:
+            self.largest = size
+        if queued > self.longest:
+            self.longest = queued
 
     def metrics(self, buffer_memory: int, used: int, waiting: int) -> ProducerMetrics:
         """The figures at this moment."""
         from streamlog.metrics import ProducerMetrics  # here: dataclasses cost 6 ms
 
         seconds, recent = self.recent()
-        totals, (queued, largest) = self.totals, self.peaks()
-        batches, columns = recent["batches"] or 1.0, recent["bytes"] - recent["batches"] * BATCH_HEADER_SIZE
+        batches, columns = recent["batches"] or 1, recent["bytes"] - recent["batches"] * BATCH_HEADER_SIZE
         return ProducerMetrics(
-            record_send_total=int(totals["records"]),
+            record_send_total=self.records,
             record_send_rate=recent["records"] / seconds,
-            outgoing_byte_total=int(totals["bytes"]),
+            outgoing_byte_total=self.bytes,
             outgoing_byte_rate=recent["bytes"] / seconds,
-            batch_total=int(totals["batches"]),
+            batch_total=self.batches,
             batch_size_avg=recent["bytes"] / batches,
-            batch_size_max=int(largest),
+            batch_size_max=int(recent["largest"]),
             records_per_batch_avg=recent["records"] / batches,
             compression_rate_avg=columns / (columns + recent["saved"]) if columns else 1.0,
             record_queue_time_avg=recent["queue_time"] / batches * 1000,
-            record_queue_time_max=queued * 1000,
-            record_error_total=int(totals["errors"]),
-            record_retry_total=int(totals["retries"]),
+            record_queue_time_max=recent["longest"] * 1000,
+            record_error_total=self.errors,
+            record_retry_total=self.retries,
             buffer_total_bytes=buffer_memory,
             buffer_available_bytes=max(0, buffer_memory - used),
-            buffer_exhausted_total=int(totals["exhausted"]),
+            buffer_exhausted_total=self.exhausted,
             waiting_threads=waiting,
         )

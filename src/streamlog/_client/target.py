@@ -32,20 +32,8 @@ class Target:
     """One topic."""
 
     __slots__ = (
-        "__weakref__",
-        "after_max_ms",
-        "append_time",
-        "before_max_ms",
-        "codec",
-        "count",
-        "lanes",
-        "level",
-        "max_message_bytes",
-        "metadata",
-        "partitions",
-        "room",
-        "stickiness",
-        "sticky",
+        "__weakref__", "after_max_ms", "append_time", "before_max_ms", "codec", "count", "is_plain", "lanes", "level", "max_message_bytes",
+        "metadata", "partitions", "room", "stickiness", "sticky",
     )  # fmt: skip
 
     def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[PartitionLog], closed: RecordBatch) -> None:
@@ -57,6 +45,7 @@ class Target:
         self.append_time = config.message_timestamp_type == "LogAppendTime"
         self.before_max_ms, self.after_max_ms = config.message_timestamp_before_max_ms, config.message_timestamp_after_max_ms
         self._choose_codec(producer.config)
+        self.is_plain = self.codec is None and not self.append_time  # a batch is written as its rows are encoded
         bytes_left = self.max_message_bytes - BATCH_HEADER_SIZE - _HEADS
         self.room = max(0, min(producer.config.batch_size, bytes_left - bytes_left // 32))  # a 32nd: bitmaps of nulls
         self.lanes = [Lane(producer, self, log, closed) for log in logs]
@@ -80,11 +69,10 @@ class Target:
         if not isinstance(old.sticky, Nowhere):
             self.stickiness.partition, self.sticky = old.stickiness.partition, old.sticky
 
-    def batch_completed(self, lane: Lane, size: int) -> None:
-        """The open batch of a lane takes no more records.  Under the producer's lock."""
-        if lane is self.sticky and self.count > 1:
-            self.stickiness.batch_completed(size)
-            self.sticky = self.lanes[self.stickiness.partition]
+    def batch_completed(self, size: int) -> None:
+        """The open batch of the sticky lane takes no more records.  Under the producer's lock."""
+        self.stickiness.batch_completed(size)
+        self.sticky = self.lanes[self.stickiness.partition]
 
     def switch(self) -> None:
         """Records without a key go on elsewhere."""

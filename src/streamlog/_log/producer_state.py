@@ -34,7 +34,7 @@ SNAPSHOT_EVERY = 4 << 20  # bytes of log between snapshots inside a segment: 256
 _TRIES = 3  # folds that a cut in between may spoil, before the fold is done under the lock
 
 Remembered = tuple[int, int, int, int]  # of a batch: first and last sequence, base offset, largest timestamp
-Entry = tuple[int, tuple[Remembered, ...]]  # of a producer: epoch, batches in order
+Entry = tuple[int, int, tuple[Remembered, ...]]  # of a producer: epoch, sequence that comes next, batches in order
 
 
 class ProducerStates:
@@ -57,15 +57,14 @@ class ProducerStates:
         entry = self.entries.get(producer_id)
         if entry is None:
             return None  # never seen, or expired: any sequence will do
-        known, batches = entry
+        known, expected, batches = entry
         if epoch == known:
-            if first == batches[-1][1] + 1 & SEQUENCES:
+            if first == expected:
                 return None
             last = first + count - 1 & SEQUENCES
             for remembered in batches:
                 if remembered[0] == first and remembered[1] == last:
                     return remembered
-            expected = batches[-1][1] + 1 & SEQUENCES
             raise OutOfOrderSequenceError(f"producer {producer_id} sent sequence {first}, {expected} is wanted: records between are missing")
         if epoch < known:
             raise InvalidProducerEpochError(f"epoch {epoch} of producer {producer_id}: epoch {known} has written since")
@@ -78,10 +77,10 @@ class ProducerStates:
         producer_id, first, epoch = producer
         remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
         entry = self.entries.get(producer_id)
-        if entry is None:
-            self.entries[producer_id] = epoch, (remembered,)
-        elif offset > entry[1][-1][2]:
-            self.entries[producer_id] = epoch, ((*entry[1][1 - REMEMBERED :], remembered) if epoch == entry[0] else (remembered,))
+        if entry is None or (epoch != entry[0] and offset > entry[2][-1][2]):
+            self.entries[producer_id] = epoch, first + count & SEQUENCES, (remembered,)
+        elif offset > entry[2][-1][2]:
+            self.entries[producer_id] = epoch, first + count & SEQUENCES, (*entry[2][1 - REMEMBERED :], remembered)
 
     def fold(self, log: PartitionLog, end: int) -> None:
         """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells."""
@@ -99,7 +98,7 @@ class ProducerStates:
 
     def rows(self) -> Iterator[Row]:
         """As a snapshot has them."""
-        for producer_id, (epoch, batches) in self.entries.items():
+        for producer_id, (epoch, _, batches) in self.entries.items():
             for first, last, offset, timestamp in batches:
                 yield producer_id, offset, timestamp, first, last, epoch
 
@@ -210,10 +209,14 @@ class ProducerStateManager:
         Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: call `catch_up` without the lock, and try again.
         """
         states, log = self.states, self._log
-        if states.epoch != log.epoch and states.epoch < 0:
+        producer_id, first, epoch = batch.producer
+        entry = states.entries.get(producer_id)
+        known = states.epoch == log.epoch and not self._broken_off
+        if known and entry is not None and entry[0] == epoch and entry[1] == first:
+            return False  # as it nearly always is
+        if states.epoch < 0:
             states.epoch = log.epoch  # the first look
-        unknown = batch.producer[1] and batch.producer[0] not in states.entries
-        if states.epoch != log.epoch or self._broken_off or unknown:
+        elif not known or (first and entry is None):
             states = self._install()
         found = states.check(batch.producer, batch.count)
         if found is None:
@@ -294,7 +297,7 @@ class ProducerStateManager:
         settings = self._log.settings
         before = settings.now_ms() - settings.producer_id_expiration_ms
         for producer_id, entry in list(states.entries.items()):
-            _, _, offset, timestamp = entry[1][-1]
+            _, _, offset, timestamp = entry[2][-1]
             if timestamp < before and self._written_ms(offset) < before:
                 del states.entries[producer_id]
                 self._expired[producer_id] = entry
