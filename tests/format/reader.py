@@ -74,7 +74,7 @@ def decompress(codec: int, data: bytes, size: int) -> bytes:
         import cramjam
 
         buffer = bytearray(size)
-        into = {2: cramjam.snappy.decompress_raw_into, 3: cramjam.lz4.decompress_block_into, 4: cramjam.zstd.decompress_into}
+        into = {2: cramjam.snappy.decompress_raw_into, 3: cramjam.lz4.decompress_into, 4: cramjam.zstd.decompress_into}
         check(codec in into, f"codec {codec}", UnknownVersion)
         columns = bytes(buffer[: into[codec](block, buffer)])
     check(len(columns) == size, "the size of what was compressed")

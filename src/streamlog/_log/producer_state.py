@@ -215,8 +215,8 @@ class ProducerStateManager:
         if known and entry is not None and entry[0] == epoch and entry[1] == first:
             return False  # as it nearly always is
         if states.epoch < 0:
-            states.epoch = log.epoch  # the first look
-        elif not known or (first and entry is None):
+            states.epoch = log.epoch  # the first look: nothing is known, so nothing can be stale
+        if states.epoch != log.epoch or self._broken_off or (first and entry is None):
             states = self._install()
         found = states.check(batch.producer, batch.count)
         if found is None:
