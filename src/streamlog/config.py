@@ -272,6 +272,8 @@ class ProducerConfig(Config):
 
     def validate(self, given: set[str]) -> None:
         """Kafka's rules: linger must leave time to deliver (without the request time-out); what idempotence needs; a codec's levels."""
+        if "delivery_timeout_ms" not in given and self.linger_ms > self.delivery_timeout_ms:
+            self.__dict__["delivery_timeout_ms"] = min(self.linger_ms + self.request_timeout_ms, INT32_MAX)  # as the Java client does
         if self.linger_ms > self.delivery_timeout_ms:
             raise InvalidConfigError(f"delivery_timeout_ms={self.delivery_timeout_ms}: at least linger_ms={self.linger_ms} is wanted")
         low, high = COMPRESSION_LEVELS.get(self.compression_type, (None, None))

@@ -11,8 +11,9 @@ One lock guards it all and is never held while appending.  `_busy` says that som
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
+from operator import index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from streamlog.topic import Topic
 
 from streamlog._client import ends
-from streamlog._client.batch import GRACE, RECORD_MEMORY, BatchDelivery, Delivery, RecordBatch
+from streamlog._client.batch import GRACE, RECORD_MEMORY, ROW_BYTES, BatchDelivery, Delivery, RecordBatch
 from streamlog._client.inputs import check_partition, check_timeout, check_timestamp, pack_headers, to_bytes
 from streamlog._client.lane import PATIENCE, Lane
 from streamlog._client.meter import ProducerMeter
@@ -44,12 +45,12 @@ from streamlog.errors import (
     SerializationError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
+    UnsupportedCompressionError,
 )
 from streamlog.partitioners import HASHES, HashPartitioner, Partitioner, RoundRobinPartitioner
 from streamlog.types import RecordMetadata
 
 _OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
-_FULL_ROW = 4 * _OFFSET_BYTES + 8  # of a record with all columns: three offsets, a timestamp, bits
 _FOREVER = float("inf")
 
 
@@ -61,10 +62,10 @@ class Producer:
     """
 
     __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
-        "__weakref__", "_acknowledged_at_once", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch", "_closed_reason",
+        "__weakref__", "_abandoned", "_acknowledged_at_once", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch", "_closed_reason",
         "_delivery", "_forked", "_fsync", "_hash", "_hash_bits", "_home", "_idempotent", "_keyed", "_linger", "_lock", "_memory",
         "_metadata", "_meter", "_now_ms", "_partitioner", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
-        "_targets", "_tells", "_unbatched", "_version", "_waiting", "config",
+        "_targets", "_tells", "_unbatched", "_version", "_waiting", "config", "dropped",
     )  # fmt: skip
 
     def __init__(self, home: Home, config: ProducerConfig) -> None:
@@ -76,12 +77,13 @@ class Producer:
         self._closed_reason = ""
         self._forked = False
         self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
-        self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters = -1, 1, []
+        self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters, self._closed_batch.rows = -1, 1, [], []
+        self._abandoned = False  # closed, and nobody waits for what is left
         self._targets: dict[Any, Target] = {}
         self._active: dict[Lane, None] = {}  # lanes with a batch, open or closed
         self._memory = 0  # bytes of their batches; an open one counts as full.  May be too high after an interruption
         self._linger, self._delivery = config.linger_ms / 1000, config.delivery_timeout_ms / 1000
-        self._block = config.max_block_ms / 1000
+        self._block = min(config.max_block_ms / 1000, 1e6)  # eleven days; Java's largest number is more than a wait can take
         self._acknowledged_at_once = config.acks == 0
         self._fsync = config.durability == "fsync"
         self._unbatched = config.batch_size == 0 or config.linger_ms == 0
@@ -99,6 +101,7 @@ class Producer:
         self._serialize_key, self._serialize_value = config.key_serializer, config.value_serializer
         self._sender = Sender(self)
         self._version = self._metadata.version
+        self.dropped = 0  # records that `close` had to give up
         self._rounds = self._begun = 0  # batches begun, and how many there were at the sender's last round
         ends.remember(self)
 
@@ -177,7 +180,8 @@ class Producer:
                             return delivery
                     finally:
                         self._busy = False
-        return self._send_slowly(target, (key, value, None, None), 1 if key is None else 2, size, None, None)
+        stride = 1 if key is None else 2
+        return self._send_slowly(target, (key, value, None, None), stride, size - ROW_BYTES[stride], None, None)
 
     def _send_in_full(
         self, topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any, on_delivery: Any
@@ -194,17 +198,17 @@ class Producer:
             raise SerializationError(f"on_delivery={on_delivery!r} cannot be called")
         if partition is not None:
             partition = check_partition(target, partition)
-        size = _FULL_ROW + sum(len(part) for part in (key, value, packed) if part is not None)
+        size = sum(len(part) for part in (key, value, packed) if part is not None)
         stride = 4 if packed is not None or timestamp_ms is not None else 1 if key is None else 2
         return self._send_slowly(target, (key, value, packed, timestamp_ms), stride, size, partition, on_delivery)
 
     def _send_slowly(
         self, target: Target, row: tuple[Any, ...], stride: int, size: int, partition: int | None, on_delivery: Any
     ) -> Delivery:
-        """`send` where there is no open batch with room, or the record has more than key and value."""
-        if size > self.config.max_request_size or size > target.max_message_bytes - fmt.BATCH_HEADER_SIZE:
-            self._check_size(target, size)
+        """`send` where there is no open batch with room, or the record has more than key and value.  `size`: bytes of its parts."""
+        self._check_size(target, size)
         partition = self._partition_of(target, row[0], row[1], partition)
+        urgent = False
         while True:
             if self._is_entered():
                 return self._send_aside(target, row, partition, on_delivery, size)
@@ -216,15 +220,15 @@ class Producer:
                 try:
                     lane = target.sticky if partition is None else target.lanes[partition]
                     batch = lane.batch
-                    if batch is self._closed_batch and self._has_memory(lane, size):
-                        batch = self._begin(lane, target, size, stride)
-                    if batch.room >= size:
+                    if batch is self._closed_batch and (urgent or self._has_memory(lane, size)):
+                        batch = self._begin(lane, target, size + ROW_BYTES[stride], stride)
+                    if batch.room >= (needed := batch.cost(size, stride)):
                         if batch.stride < stride:
                             batch.widen(stride)
                         rows = batch.rows
                         delivery = Delivery((batch, len(rows) // batch.stride))
                         rows += row[1:2] if batch.stride == 1 else row[: batch.stride]
-                        batch.room -= size
+                        batch.room -= needed
                         if on_delivery is not None and not self._acknowledged_at_once:
                             batch.callbacks += ((delivery[1], on_delivery),)
                         if self._unbatched:
@@ -238,7 +242,7 @@ class Producer:
             if full is not None:
                 full.drain()
             else:
-                self._wait_for_memory(lane, size)
+                urgent = self._wait_for_memory(lane, size)
         if self._unbatched:
             lane.drain()
         if self._aside:
@@ -261,9 +265,10 @@ class Producer:
         if self.config.partitioner_ignore_keys and isinstance(self._partitioner, HashPartitioner):
             key = None
         chosen = self._partitioner.partition(target.metadata.name, key, value, target.partitions)
-        if type(chosen) is not int and not hasattr(chosen, "__index__"):
-            raise UnknownTopicOrPartitionError(f"{self._partitioner!r} returned {chosen!r}, which is no partition's number")
-        return check_partition(target, int(chosen))
+        try:
+            return check_partition(target, index(chosen))
+        except TypeError:
+            raise UnknownTopicOrPartitionError(f"{self._partitioner!r} returned {chosen!r}, which is no partition's number") from None
 
     def _tell_partitioner(self, lane: Lane, batch: RecordBatch) -> None:
         """A batch takes no more records.  Under no lock; what a partitioner raises at that is logged."""
@@ -300,6 +305,9 @@ class Producer:
         batch.memory += lane.expected * RECORD_MEMORY
         batch.deadline = deadline = batch.begun + self._linger
         batch.finished = self._acknowledged_at_once
+        if lane.queue:
+            lane.queue[-1].open = False  # an interruption may have left one open that is not the lane's any more
+        batch.open = True
         self._enqueue(lane, batch)
         lane.batch = batch
         self._begun += 1
@@ -315,8 +323,12 @@ class Producer:
         self._sender.keeper = self  # until all is written: a producer that is dropped loses nothing
 
     def _end(self, lane: Lane) -> None:
-        """Close the open batch: one store, so that an interruption leaves it open or closed.  Under the producer's lock."""
+        """Close the open batch, if there is one: it takes no more records, then it may be written.  Under the producer's lock."""
         batch, lane.batch = lane.batch, self._closed_batch
+        if lane.queue:
+            lane.queue[-1].open = False
+        if batch is self._closed_batch:
+            return
         lane.expected = records = len(batch.rows) // batch.stride
         size = batch.capacity - batch.room
         memory = size + records * RECORD_MEMORY
@@ -371,11 +383,12 @@ class Producer:
             self._busy = True
             try:
                 while self._aside:
-                    batch = self._aside.popleft()
+                    batch = self._aside[0]
                     lane = batch.lane
-                    if lane.batch is not self._closed_batch:
-                        self._end(lane)
-                    self._enqueue(lane, batch)
+                    self._end(lane)
+                    if not (lane.queue and lane.queue[-1] is batch):  # it is, where an exception broke this off
+                        self._enqueue(lane, batch)
+                    self._aside.popleft()
                     lanes.append(lane)
             finally:
                 self._busy = False
@@ -385,11 +398,11 @@ class Producer:
     # ---- checks --------------------------------------------------------------------------------------------------------------
 
     def _check_size(self, target: Target, size: int) -> None:
-        """Raise RecordTooLargeError, saying which limit, unless what is above one is only our overhead."""
+        """Raise RecordTooLargeError, saying which limit; a record that is above the topic's by overhead alone fails when it is written."""
         largest, batch_limit, memory = self.config.max_request_size, target.max_message_bytes, self.config.buffer_memory
-        if size - _FULL_ROW > largest:
+        if size > largest:
             raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={largest} (producer)")
-        if size - _FULL_ROW + fmt.BATCH_HEADER_SIZE > batch_limit and target.codec is None:
+        if size + fmt.BATCH_HEADER_SIZE > batch_limit and target.codec is None:
             name = target.metadata.name
             raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={batch_limit} (topic {name!r})")
         if size + RECORD_MEMORY > memory:
@@ -446,7 +459,10 @@ class Producer:
                 for lane in target.lanes:
                     lane.gone = True
             elif now is not target.metadata:
-                self._target(name)
+                try:
+                    self._target(name)
+                except UnsupportedCompressionError:
+                    pass  # a codec that is not installed here: what is there goes on as it was
 
     def partitions_for(self, topic: str) -> list[int]:
         """Partition numbers of a topic."""
@@ -482,24 +498,39 @@ class Producer:
             finally:
                 self._busy = False
 
-    def _wait_for_memory(self, lane: Lane, size: int) -> None:
-        """`buffer_memory` is full: write what can be written, then wait for the sender, at most `max_block_ms`."""
+    def _wait_for_memory(self, lane: Lane, size: int) -> bool:
+        """`buffer_memory` is full: write what can be written, then wait for the sender, at most `max_block_ms`.
+
+        Returns whether the record must be taken as it is: a callback's, on the thread that frees memory after it.
+        """
         deadline = monotonic() + self._block
         self._waiting += 1
         try:
-            while not self._has_memory(lane, size):
+            while not self._frees_memory(lane, size):
+                if any(active.is_own_turn() for active in list(self._active)):
+                    return True
                 for active in self._end_open(_FOREVER):
                     if not active.tries:
                         active.drain()
-                if self._has_memory(lane, size):
-                    return
+                if self._frees_memory(lane, size):
+                    return False
                 if monotonic() >= deadline:
                     self._meter.exhausted += 1
                     raise self._exhausted()
                 self._check_open()
                 sleep(0.002)
+            return False
         finally:
             self._waiting -= 1
+
+    def _frees_memory(self, lane: Lane, size: int) -> bool:
+        """`_has_memory`, where the lock is not held."""
+        with self._lock:
+            self._busy = True
+            try:
+                return self._has_memory(lane, size)
+            finally:
+                self._busy = False
 
     def _exhausted(self) -> BufferExhaustedError:
         trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
@@ -511,8 +542,10 @@ class Producer:
         with self._lock:
             self._busy = True
             try:
-                for lane in self._active:
-                    if lane.batch is not self._closed_batch and lane.batch.deadline <= now:
+                for lane in list(self._active):
+                    if not lane.queue:
+                        del self._active[lane]  # an exception kept `_settle` from it
+                    elif lane.batch is self._closed_batch or lane.batch.deadline <= now:
                         self._end(lane)
                 return list(self._active)
             finally:
@@ -530,7 +563,7 @@ class Producer:
             self._busy = True
             try:
                 times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
-                closed = [lane for lane in self._active if lane.queue[0] is not lane.batch and not lane.turn.locked()]
+                closed = [lane for lane in self._active if lane.queue and not lane.queue[0].open and not lane.turn.locked()]
                 times += [lane.next_try() or now for lane in closed]
                 if not self._active:
                     self._sender.keeper = None
@@ -561,8 +594,7 @@ class Producer:
             try:
                 lasts = []
                 for lane in self._active:
-                    if lane.batch is not self._closed_batch:
-                        self._end(lane)
+                    self._end(lane)
                     if lane.queue:
                         lasts.append(lane.queue[-1])
             finally:
@@ -595,11 +627,11 @@ class Producer:
                 batch.wait(min(left, PATIENCE))
             except StreamlogTimeoutError:
                 return
-        if batch is lane.batch and not lane.turn.locked():
+        if batch.open and not lane.turn.locked():
             with self._lock:
                 self._busy = True
                 try:
-                    if batch is lane.batch:
+                    if batch.open:
                         self._end(lane)
                 finally:
                     self._busy = False
@@ -608,53 +640,62 @@ class Producer:
 
     def metrics(self) -> ProducerMetrics:
         """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
-        with self._lock:
-            self._busy = True
-            try:
-                used = sum(batch.memory for lane in self._active for batch in lane.queue)
-                return self._meter.metrics(self.config.buffer_memory, used, self._waiting)
-            finally:
-                self._busy = False
+        used = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
+        return self._meter.metrics(self.config.buffer_memory, used, self._waiting)
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what is left, then close.  What cannot be written within `timeout` seconds fails with ClosedError."""
+        """Write what is left, also what callbacks send meanwhile, then close.
+
+        What cannot be written within `timeout` seconds (None: `delivery_timeout_ms`) fails with ClosedError.
+        """
         if self._closed_reason:
             return
         check_timeout(timeout)
-        if any(lane.is_own_turn() for lane in list(self._active)):
+        if self._is_entered() or any(lane.is_own_turn() for lane in list(self._active)):
             self._closed_reason, self._targets = "close() was called", {}
-            return  # a signal handler inside this thread's own append, which goes on after it, or at exit
+            return  # a signal handler inside this thread's own send or append, which goes on after it, or at exit
         try:
-            if not self._home.closed:
-                self.flush(timeout)
+            deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
+            while not self._home.closed and (self._aside or any(lane.queue for lane in list(self._active))):
+                self.flush(max(0.0, deadline - monotonic()))
         finally:
             self._abandon("close() was called")
 
     def _abandon(self, reason: str) -> None:
         """Take nothing more; fail what is left."""
         self._closed_reason = reason
-        for target in self._targets.values():
-            for lane in target.lanes:
-                lane.last = None  # so that the mappings go without the collector
         self._targets = {}
         self._sender.stop()
-        left: list[RecordBatch] = []
-        with self._lock:
-            self._busy = True
-            try:
-                for lane in list(self._active):
-                    if lane.batch is not self._closed_batch:
-                        self._end(lane)
-                    if not lane.turn.locked():
-                        left += lane.queue
-                        lane.queue.clear()
-                        del self._active[lane]
-                self._sender.keeper = None
-            finally:
-                self._busy = False
-        for batch in left:
-            batch.written = True
-            batch.finish(ClosedError(f"the producer was closed before the record was written: {reason}"))
+        self._abandoned = True
+        for lane in list(self._active):
+            self._give_up(lane)
+        self._sender.keeper = None
+
+    def _give_up(self, lane: Lane) -> None:
+        """Fail what is left of a lane, unless another thread has its turn: that one comes here afterwards."""
+        held: list[bool] = []
+        try:
+            held.extend(map(lane.turn.acquire, (False,)))
+            if not held[0]:
+                return
+            lane.holder = get_ident()
+            with self._lock:
+                self._busy = True
+                try:
+                    self._end(lane)
+                    left = list(lane.queue)
+                    self.dropped += sum(batch.records for batch in left)
+                    lane.queue.clear()
+                    self._active.pop(lane, None)
+                finally:
+                    self._busy = False
+            for batch in left:
+                batch.written = True
+                batch.finish(ClosedError(f"the producer was closed before the record was written: {self._closed_reason}"))
+        finally:
+            if True in held:
+                lane.holder = 0
+                lane.turn.release()
 
     # ---- bulk ----------------------------------------------------------------------------------------------------------------
 
@@ -672,7 +713,8 @@ class Producer:
 
         Rows with keys are partitioned by their hash, in one pass; rows without go to one partition, or where the partitioner says; order
         within a partition is kept.  Batches are
-        filled up to the topic's `max_message_bytes`.  Returns a delivery for each batch.
+        filled up to the topic's `max_message_bytes`.  Returns a delivery for each batch; where memory ran out after the first, the
+        deliveries of the rest have failed with BufferExhaustedError.
         Raises: like `send`; nothing is sent then.
         """
         from streamlog._client import bulk
@@ -681,7 +723,25 @@ class Producer:
         if partition is not None:
             partition = check_partition(target, partition)
         chunks = bulk.split(self, target, values, keys, timestamps_ms, headers, partition)
-        return [BatchDelivery((self._send_encoded(lane, *chunk), 0)) for lane, chunk in chunks]
+        sent: list[BatchDelivery] = []
+        exhausted: BufferExhaustedError | None = None
+        for lane, chunk in chunks:
+            try:
+                if exhausted is None:
+                    sent.append(BatchDelivery((self._send_encoded(lane, *chunk), 0)))
+                    continue
+            except BufferExhaustedError as error:
+                if not sent:
+                    raise
+                exhausted = error
+            sent.append(BatchDelivery((self._never_sent(lane, chunk[2], exhausted), 0)))
+        return sent
+
+    def _never_sent(self, lane: Lane, count: int, error: BufferExhaustedError) -> RecordBatch:
+        batch = RecordBatch(lane, None, 0, 1, self._now_ms())
+        batch.count, batch.written = count, True
+        batch.finish(error)
+        return batch
 
     def _send_encoded(self, lane: Lane, attributes: int, columns: bytes, count: int, timestamps: list[int] | None) -> RecordBatch:
         """Queue and append a batch that is encoded already."""
@@ -692,19 +752,19 @@ class Producer:
             first, last = timestamps[0], max(timestamps)
         batch.plain, batch.count, batch.room = (attributes, columns, count, timestamps, first, last), count, 0
         batch.deadline = batch.begun + self._linger
+        urgent = False
         while True:
             with self._lock:
                 self._busy = True
                 try:
                     self._check_open()
-                    if self._has_memory(lane, size):
-                        if lane.batch is not self._closed_batch:
-                            self._end(lane)
+                    if urgent or self._has_memory(lane, size):
+                        self._end(lane)
                         self._enqueue(lane, batch)
                         break
                 finally:
                     self._busy = False
-            self._wait_for_memory(lane, size)
+            urgent = self._wait_for_memory(lane, size)
         lane.drain()
         return batch
 

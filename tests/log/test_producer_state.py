@@ -302,7 +302,7 @@ def test_a_fold_is_not_done_under_the_lock(log: streamlog.Cluster, monkeypatch: 
     view = log_of(log)
     for sequence in range(0, 1000, 10):
         view.append(pending((1, sequence, 0), 10), 5)
-    view.producers.break_off()
+    view.producers.broken_off = True
     under_lock: list[tuple[bool, int]] = []
     real = ProducerStates.fold
 

@@ -21,6 +21,8 @@ from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError
 from streamlog.types import BatchMetadata, RecordMetadata
 
 RECORD_MEMORY = 150  # bytes that a record takes beside key and value, about: what Python needs for the objects
+ROW_BYTES = {1: 4, 2: 8, 4: 24}
+"""By stride: what a record takes in a batch beside its parts: offsets of the columns, and with all of them a timestamp and bits."""
 GRACE = 2.0  # seconds after `delivery_timeout_ms` in which the sender fails what was not delivered, with its reason
 
 
@@ -36,6 +38,7 @@ class RecordBatch(Pending):
     """
 
     deadline = 0.0  # of the linger; like `begun` in monotonic seconds
+    open = False  # takes records; the last of its queue then
     encoded = False
     plain: Plain | None = None
     limit = 2**31 - 1  # of the topic, for the batch as it is written
@@ -65,6 +68,13 @@ class RecordBatch(Pending):
         """How many records there are so far."""
         return self.count or len(self.rows) // self.stride
 
+    def cost(self, size: int, stride: int) -> int:
+        """Room that a record of `size` bytes with columns of `stride` takes, what widening adds to the others included."""
+        mine = self.stride
+        if stride <= mine:
+            return size + ROW_BYTES[mine]
+        return size + ROW_BYTES[stride] + len(self.rows) // mine * (ROW_BYTES[stride] - ROW_BYTES[mine])
+
     def widen(self, stride: int) -> None:
         """Make room in each row for keys (2) or for keys, headers and timestamps (4)."""
         rows, old = self.rows, self.stride
@@ -78,8 +88,14 @@ class RecordBatch(Pending):
     def encode(self) -> None:
         """Make the columns, compressed where that is asked for and saves something.  Done again from `plain` where it was broken off.
 
-        Raises: RecordTooLargeError (a compressed batch holds at most 64 MiB), OverflowError.
+        Raises: RecordTooLargeError (above 2 GiB, or 64 MiB where it is compressed), UnsupportedCompressionError.
         """
+        try:
+            self._encode()
+        except OverflowError as error:
+            raise RecordTooLargeError(f"{self.size} bytes in a batch of {self.lane.name}: {error}") from None
+
+    def _encode(self) -> None:
         target = self.target
         append_time = target is not None and target.append_time
         if self.stride == 1 and self.plain is None and target is not None and target.is_plain:  # the usual case costs 0.5 µs less like this
@@ -187,6 +203,8 @@ class RecordBatch(Pending):
         deadline = monotonic() + seconds
         while not self.finished:
             if self.whole:
+                if producer._forked:
+                    producer._check_open()
                 self.wait(deadline - monotonic())
             else:
                 producer._write_now(self, deadline)
@@ -196,6 +214,8 @@ class RecordBatch(Pending):
         if self.error is not None:
             raise self.error
         timestamp = self.base_timestamp if self.timestamps is None else self.timestamps[number]
+        if self.stride == 4 and not self.encoded:  # under acks=0 this is asked before it is
+            timestamp = self.rows[4 * number + 3] or timestamp
         offset = -1 if self.base_offset < 0 or self.lane.producer.config.acks == 0 else self.base_offset + number
         return RecordMetadata(self.lane.topic, self.lane.partition, offset, timestamp)
 

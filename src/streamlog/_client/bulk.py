@@ -135,7 +135,10 @@ def _row_chunks(
                 target.switch()
             return
     sizes = _sizes(values, keys, headers, times)
-    _check(producer, target, max(sizes))
+    if max(sizes) + _SLACK > min(target.max_message_bytes, producer.config.max_request_size):
+        _check(producer, target, max(_sizes(values, keys, headers, None, offset=0)))
+    if any(column is not None and None in column for column in (values, keys, headers)):
+        limit -= limit // 32  # bitmaps
     for lane, numbers in _lanes(producer, target, keys, values, partition):
         ends = list(accumulate(map(sizes.__getitem__, numbers)))  # bytes up to and with each row
         start = done = 0
@@ -147,16 +150,16 @@ def _row_chunks(
         target.switch()
 
 
-def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: list[int] | None) -> list[int]:
-    """Bytes of each row, offsets and timestamps included."""
+def _sizes(values: Sequence[bytes | None], keys: Any, headers: Any, times: list[int] | None, *, offset: int = 4) -> list[int]:
+    """Bytes of each row: its parts, an `offset` of each, and its timestamp where it has one."""
     columns: list[Sequence[Any]] = [values, *(column for column in (keys, headers) if column is not None)]
-    extra = 0 if times is None else 8
-    return [extra + sum(0 if part is None else len(part) + 4 for part in row) for row in zip(*columns)]
+    extra = offset * len(columns) + (0 if times is None else 8)
+    return [extra + sum(map(len, filter(None, row))) for row in zip(*columns)]
 
 
 def _limit(producer: Producer, target: Target) -> int:
     """Bytes of rows that one batch takes, before compression."""
-    return min(target.max_message_bytes - _SLACK, producer.config.buffer_memory, LARGEST - _SLACK)
+    return max(0, min(target.max_message_bytes - _SLACK, producer.config.buffer_memory, LARGEST - _SLACK))
 
 
 def _lane(target: Target, partition: int | None) -> Lane:
@@ -212,6 +215,6 @@ def _chunk(
 def _check(producer: Producer, target: Target, size: int) -> None:
     if size > producer.config.max_request_size:
         raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={producer.config.max_request_size} (producer)")
-    if size + _SLACK > target.max_message_bytes and target.codec is None:
+    if size + fmt.BATCH_HEADER_SIZE > target.max_message_bytes and target.codec is None:
         name = target.metadata.name
         raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={target.max_message_bytes} (topic {name!r})")

@@ -40,8 +40,7 @@ def _at_exit() -> None:
                 lane.drain(wait=True)  # closed inside its own append
             producer.close()
         except Exception as error:
-            left = sum(batch.records for lane in list(producer._active) for batch in list(lane.queue))
-            sys.stderr.write(f"streamlog: {producer!r} lost {left} records at exit: {error}\n")
+            sys.stderr.write(f"streamlog: {producer!r} lost {producer.dropped} records at exit: {error}\n")
 
 
 def _finalize_at_exit() -> None:

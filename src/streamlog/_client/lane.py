@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from _thread import allocate_lock, get_ident
 from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
+
     from streamlog._client.target import Target
     from streamlog.producer import Producer
 
@@ -34,8 +37,10 @@ _AT_ONCE = (False,)
 class Lane:
     """One partition of one producer.  Queue and open batch are changed under the producer's lock, the rest by who has the turn."""
 
-    __slots__ = ("batch", "expected", "failed_at", "flushes", "gone", "holder", "last", "log", "name", "partition", "producer", "queue",
-                 "retries", "target", "topic", "tries", "trouble", "turn")  # fmt: skip
+    __slots__ = (
+        "batch", "expected", "failed", "failed_at", "flushes", "gone", "holder", "log", "name", "next", "partition", "producer", "queue",
+        "retries", "target", "topic", "tries", "trouble", "turn",
+    )  # fmt: skip
 
     def __init__(self, producer: Producer, target: Target, log: PartitionLog, closed: RecordBatch) -> None:
         self.producer, self.log = producer, log
@@ -45,16 +50,26 @@ class Lane:
         self.queue: deque[RecordBatch] = deque()
         self.turn = allocate_lock()  # held by the thread that appends the queue
         self.holder = 0  # which thread that is
-        self.last: RecordBatch | None = None  # the batch that was given sequences last
+        self.next = -1, 0, 0  # producer id, sequence and epoch of the next batch
+        self.failed = False  # the batch before it failed: nobody knows whether it is in the log
         self.gone = False  # the topic was deleted
-        self.expected = 0  # records of a batch, going by the last one
+        self.expected = target.room // 128  # records of a batch, going by the last one
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1
         self.tries, self.failed_at, self.retries = 0, 0.0, 0
         self.trouble: BaseException | None = None  # the last error that may yet go away
 
     def is_own_turn(self) -> bool:
         """Whether this thread is appending the queue: a callback or a signal handler asks, and must not wait for itself."""
-        return self.turn.locked() and self.holder == get_ident()
+        return self.turn.locked() and (self.holder == get_ident() or (self.holder == 0 and self._is_draining()))
+
+    def _is_draining(self) -> bool:
+        """Whether this thread is inside `drain`, though it has not said yet that the turn is its own."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is Lane.drain.__code__ and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        return False
 
     # ---- the queue -----------------------------------------------------------------------------------------------------------
 
@@ -67,7 +82,7 @@ class Lane:
         if get_ident() in locks.inside or (producer._busy and producer._is_inside()):
             producer._sender.expect(0.0)
             return
-        while self.queue and self.queue[0] is not self.batch:
+        while self.queue and not self.queue[0].open:
             held: list[bool] = []
             blocked = True
             try:  # the idiom of `locks.under`: nothing that a signal handler raises leaks the turn (H14)
@@ -76,7 +91,7 @@ class Lane:
                     return  # whoever has the turn looks at the queue again after giving it back
                 self.holder = get_ident()
                 batches = list(self.queue)
-                if batches and batches[-1] is self.batch:
+                if batches and batches[-1].open:
                     batches.pop()
                 blocked = self._write(batches, wait)
                 producer._settle(self, batches)
@@ -84,7 +99,9 @@ class Lane:
                 if True in held:
                     self.holder = 0
                     self.turn.release()
-                    if blocked:
+                    if producer._abandoned:
+                        producer._give_up(self)  # it was closed meanwhile, and did not wait for us
+                    elif blocked:
                         producer._sender.expect(self.next_try())
             if blocked:
                 return
@@ -107,9 +124,10 @@ class Lane:
             if not batch.written and batch.base_offset < 0 and batch.error is None and not self._append(batch, wait):
                 break
             done += 1
-        if (self.producer._fsync or self.flushes) and done:
-            self._sync(batches[:done])
-        for batch in batches[:done]:
+        ended = [batch for batch in batches[:done] if not batch.written]  # some may be, where an exception broke this off before
+        if (self.producer._fsync or self.flushes) and ended:
+            self._sync(ended)
+        for batch in ended:
             batch.stored = len(batch.columns)
             batch.columns = b""
             batch.written = True
@@ -130,6 +148,7 @@ class Lane:
             for batch in reversed(written):  # the last first: its sync covers the others
                 self.log.wait_synced(batch, self.producer._delivery)
         except (StreamlogError, OSError) as error:
+            self.failed = True
             for batch in written:
                 batch.error = error
 
@@ -139,7 +158,7 @@ class Lane:
         try:
             if not batch.encoded:
                 if not (batch.rows or batch.plain):
-                    return True  # its first record never came: `send` was interrupted
+                    return True  # its first record never came: `send` was interrupted in time
                 batch.encode()
                 if producer._tells:
                     producer._tell_partitioner(self, batch)
@@ -155,7 +174,8 @@ class Lane:
             self.log.append(batch, PATIENCE if wait else 0.0)
         except RetriableError as error:
             return self._is_final(batch, error)
-        except (StreamlogError, OSError, OverflowError) as error:
+        except (StreamlogError, OSError) as error:
+            self.failed = self.failed or batch.producer[0] >= 0
             batch.error = error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {self.name}: {error}")
         if self.trouble is not None:
             self.tries, self.trouble = 0, None
@@ -166,22 +186,22 @@ class Lane:
     def _identify(self, batch: RecordBatch) -> None:
         """Give a batch its place in the producer's sequence: after the batch before it; a batch that is tried again keeps its own.
 
-        After a batch that failed nobody knows whether it is in the log: what follows begins a new epoch, so that it is neither taken for
-        that batch nor for what comes after it (KIP-360).  All follows from `last`, whatever interrupts this.
+        After a batch that failed what follows begins a new epoch, so that it is neither taken for that batch nor for what comes after it
+        (KIP-360).  The batch has its place before `next` moves on, and `next` follows from it: whatever interrupts this, no place is
+        given twice.
         """
-        last = self.last
         if batch.producer[0] < 0:
-            if last is None:
-                batch.producer = self.producer._id(), 0, 0
-            else:
-                producer_id, sequence, epoch = last.producer
-                if last.error is None:
-                    batch.producer = producer_id, sequence + last.count & SEQUENCES, epoch
-                elif epoch < _LAST_EPOCH:
-                    batch.producer = producer_id, 0, epoch + 1
-                else:
-                    batch.producer = self.producer._id(new=True), 0, 0
-        self.last = batch
+            producer_id, sequence, epoch = self.next
+            if producer_id < 0:
+                producer_id = self.producer._id()
+            elif self.failed and epoch < _LAST_EPOCH:
+                sequence, epoch = 0, epoch + 1
+            elif self.failed:
+                producer_id, sequence, epoch = self.producer._id(new=True), 0, 0
+            batch.producer = producer_id, sequence, epoch
+        producer_id, sequence, epoch = batch.producer
+        self.next = producer_id, sequence + batch.count & SEQUENCES, epoch
+        self.failed = False
 
     # ---- trying again --------------------------------------------------------------------------------------------------------
 
@@ -199,6 +219,7 @@ class Lane:
             if not expired and self.tries <= config.retries:
                 self.retries += 1
                 return False
+        self.failed = self.failed or batch.producer[0] >= 0
         batch.error = error
         self.tries, self.trouble = 0, None
         return True

@@ -37,7 +37,10 @@ class Sender:
         if not self._started:
             self._started = True
             self.wake_at = deadline
-            start_new_thread(self._run, ())
+            try:
+                start_new_thread(self._run, ())
+            except RuntimeError:  # no more threads just now, or the interpreter ends: `flush` and `close` write
+                self._started = False
         elif deadline < self.wake_at:
             self._wake()
 
@@ -60,7 +63,7 @@ class Sender:
                 return
             try:
                 self.wake_at = producer._work()
-            except Exception:  # the queue stays: what went wrong is told, and tried again
+            except BaseException:  # `sys.exit` in a callback too.  The queue stays: what went wrong is told, and tried again
                 import logging
 
                 logging.getLogger("streamlog").exception("sender of %r", producer)

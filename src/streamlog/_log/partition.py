@@ -132,6 +132,7 @@ class PartitionLog:
         self._salt = self.epoch = self.epoch_start = self.base_offset = self._reserved = 0
         self._path = ""
         self.forget()
+        self._inside = False  # an append of this process is under way, or was broken off
         self._looked = False  # this process has compared the slot with the files
         self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
         self._largest: dict[tuple[int, int], int] = {}  # of sealed segments, which do not change
@@ -200,6 +201,8 @@ class PartitionLog:
 
     def _append(self, batch: Pending) -> None:
         words = self.words
+        if self._inside:
+            self.producers.broken_off = True
         if self._map[self._known_start : self._known_end] != self._known:
             self.settle(for_append=True)
         if batch.producer is not NO_PRODUCER and self.producers.answer(batch):
@@ -209,6 +212,7 @@ class PartitionLog:
         columns, position, offset = batch.columns, words[POSITION], words[END]
         length = BATCH_HEADER_SIZE + len(columns)
         try:
+            self._inside = True
             words[DIRTY] = self.pid  # up
             end = position + length
             if position > SEGMENT_HEADER_SIZE and (
@@ -242,9 +246,9 @@ class PartitionLog:
             batch.base_offset, batch.epoch = offset, self.epoch
             self.producers.appended(batch, offset, end)
             words[DIRTY] = 0  # down
+            self._inside = False
         except BaseException:
             self._known = b""  # the mark is up: whoever comes next derives the words from the log
-            self.producers.break_off()
             raise
 
     def _batch_at(self, offset: int) -> fmt.Batch | None:

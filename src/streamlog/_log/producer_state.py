@@ -89,7 +89,11 @@ class ProducerStates:
             at = bisect_right(bases, self.offset) - 1
             sealed = at + 1 < len(bases)
             limit = min(bases[at + 1], end) if sealed else end
-            view = SegmentView(log.fs, log.directory, bases[max(at, 0)])
+            try:
+                view = SegmentView(log.fs, log.directory, bases[max(at, 0)])
+            except CorruptRecordError:
+                self.offset = limit
+                continue  # its header is damaged, and nothing in it can be told from damage
             for batch in _headers(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
                 if batch.producer_id >= 0:
                     producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
@@ -184,20 +188,16 @@ class BehindError(Exception):
 class ProducerStateManager:
     """What this process knows of one partition's producers.  Under the partition's lock where nothing else is said."""
 
-    __slots__ = ("_ahead", "_broken_off", "_expired", "_log", "_snapshot_at", "snapshot_is_due", "states")
+    __slots__ = ("_ahead", "_expired", "_log", "_snapshot_at", "broken_off", "snapshot_is_due", "states")
 
     def __init__(self, log: PartitionLog) -> None:
         self._log = log
         self.states = ProducerStates()
         self._ahead: ProducerStates | None = None  # folded without the lock, to be brought up to the end under it
-        self._broken_off = False  # an append of ours may have left a batch that we do not know of
+        self.broken_off = False  # an append of this process ended somewhere inside: somebody may have adopted its batch
         self._expired: dict[int, Entry] = {}  # to be forgotten
         self.snapshot_is_due = False  # `take_snapshot` should be called
         self._snapshot_at = -1  # position in the active segment from which the bytes to the next snapshot are counted; -1: not begun
-
-    def break_off(self) -> None:
-        """An append of this process ended somewhere inside."""
-        self._broken_off = True
 
     def rolled(self) -> None:
         """The log goes on in a new segment of ours: a snapshot is due.  In one of another process that one sees to it."""
@@ -211,12 +211,11 @@ class ProducerStateManager:
         states, log = self.states, self._log
         producer_id, first, epoch = batch.producer
         entry = states.entries.get(producer_id)
-        known = states.epoch == log.epoch and not self._broken_off
-        if known and entry is not None and entry[0] == epoch and entry[1] == first:
+        if states.epoch == log.epoch and not self.broken_off and entry is not None and entry[0] == epoch and entry[1] == first:
             return False  # as it nearly always is
         if states.epoch < 0:
             states.epoch = log.epoch  # the first look: nothing is known, so nothing can be stale
-        if states.epoch != log.epoch or self._broken_off or (first and entry is None):
+        if states.epoch != log.epoch or self.broken_off or (first and entry is None):
             states = self._install()
         found = states.check(batch.producer, batch.count)
         if found is None:
@@ -231,7 +230,7 @@ class ProducerStateManager:
         if ahead is None or ahead.epoch != log.epoch:
             raise BehindError
         ahead.fold(log, log.words[END])
-        self.states, self._ahead, self._broken_off = ahead, None, False
+        self.states, self._ahead, self.broken_off = ahead, None, False
         return ahead
 
     def appended(self, batch: Pending, offset: int, position: int) -> None:
@@ -266,7 +265,7 @@ class ProducerStateManager:
                 states.epoch = epoch
                 self._ahead = states
                 return
-        self._ahead = ProducerStates(0, log.words[EPOCH])  # all of it under the lock then
+        self._ahead = ProducerStates(0, log.words[EPOCH])  # it is cut again and again: all of it under the lock then
 
     def take_snapshot(self) -> None:
         """Write a snapshot of all that is published.  It is derived: a failure loses nothing but time."""

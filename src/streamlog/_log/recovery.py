@@ -109,6 +109,7 @@ def after_boot(log: PartitionLog) -> None:
             _remove(log, base)
     if tail is not None and tail[0] != end:
         _cut_file(log, *tail)
+    _drop_snapshots(log, end)
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
@@ -337,6 +338,16 @@ def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
         batch = view.batch(at, position, verify=False)
         largest, at = max(largest, batch.max_timestamp), at + batch.length
     return first.base_timestamp, largest, indexed, size
+
+
+def _drop_snapshots(log: PartitionLog, end: int) -> None:
+    """Remove snapshots of a state that the log does not reach; none of them counts any more."""
+    for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
+        if offset > end:
+            try:
+                log.fs.unlink(f"{log.directory}/{names.snapshot(offset)}")
+            except FileNotFoundError:
+                pass
 
 
 def _remove(log: PartitionLog, base: int) -> None:

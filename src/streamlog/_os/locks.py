@@ -145,6 +145,7 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
 
 def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:
     """Another thread, or another process, is inside: wait, then try again until `timeout`."""
+    timeout = min(timeout, 1e6)  # eleven days: more is too much for `acquire`
     deadline = monotonic() + timeout if timeout >= 0 else float("inf")
     if not held[0]:
         held.extend(map(lock.acquire, (True,), (timeout,)))

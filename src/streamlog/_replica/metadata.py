@@ -23,7 +23,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.reader import LogReader
-from streamlog._log.state import HWM, SYNCED
+from streamlog._log.state import FAILED, HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
 from streamlog.config import TopicConfig
 from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
@@ -74,9 +74,12 @@ class Metadata:
         return bool(self._words[SYNCED] != self.version)
 
     def refresh(self, timeout: float) -> None:
-        """Fold what is on the disk; sync first what a writer that died left unsynced."""
+        """Fold what is on the disk; sync first what a writer that died left unsynced.
+
+        After a sync that failed nothing more comes, and writers are refused; what was on the disk before can be read.
+        """
         self.log.ensure_valid(timeout)
-        if self._words[SYNCED] < self._words[HWM]:
+        if self._words[SYNCED] < self._words[HWM] and not self._words[FAILED]:
             self.log.sync(timeout)
         me = get_ident()
         if self._folding == me:
