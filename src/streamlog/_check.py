@@ -14,6 +14,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import checkpoint, names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
 from streamlog._log.partition import PartitionLog
+from streamlog._log.producer_state import ProducerStates, snapshots_that_count
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, POSITION, SEGMENT, START, SYNCED
 from streamlog._os import files
@@ -21,7 +22,13 @@ from streamlog._os.locks import under
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
 from streamlog.cluster import Cluster, open
-from streamlog.errors import StorageError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    InvalidProducerEpochError,
+    OutOfOrderSequenceError,
+    StorageError,
+    UnknownTopicOrPartitionError,
+    UnsupportedCompressionError,
+)
 from streamlog.types import Finding, TopicPartition
 
 
@@ -46,6 +53,8 @@ class _Check:
         self._home, self._timeout, self._progress = home, timeout, progress
         self._findings: list[Finding] = []
         self._done = self._total = 0
+        self._producers = ProducerStates()  # of the log that is being looked at, up to where that is
+        self._snapshots: list[ProducerStates] = []  # that are still to come
 
     def run(self) -> list[Finding]:
         """Check metadata, directories, then each partition."""
@@ -88,6 +97,7 @@ class _Check:
         seen = under(log.lock, self._timeout, self._words, log)
         bases = log.segments()
         offset, epoch = bases[0], 0
+        self._producers, self._snapshots = ProducerStates(), snapshots_that_count(log, seen[HWM])
         for base, limit in zip(bases, [*bases[1:], None]):
             if base != offset:
                 self._found("I1", log.directory, f"a segment ends at offset {offset}, the next begins at {base}")
@@ -116,20 +126,43 @@ class _Check:
                 if batch.base_offset != offset or batch.leader_epoch != header.leader_epoch:
                     raise ValueError(f"offset {batch.base_offset} of epoch {batch.leader_epoch}; {offset} of {header.leader_epoch} is wanted")
                 self._check_batch(batch)
+            except UnsupportedCompressionError as error:
+                self._found("I6", view.path, f"position {position}, offset {offset}: cannot be looked into: {error}")
             except (ValueError, UnknownVersionError) as error:
                 self._found("I3", view.path, f"position {position}, offset {offset}: {error}")
+                self._producers, self._snapshots = ProducerStates(), []  # what is missing cannot be counted in
                 beyond = view.after_damage(position, offset, min(ahead, view.size))
                 if beyond is None:
                     return end, header.leader_epoch
                 offset, position = beyond
                 continue
             positions[position] = offset
+            self._check_producer(log, view.path, batch)
             offset, position = batch.next_offset, position + batch.length
             self._tell(batch.length)
         if offset != end:
             self._found("I1", view.path, f"its batches end at offset {offset}, it ends at {end}")
         self._check_index(view, positions)
         return offset, header.leader_epoch
+
+    def _check_producer(self, log: PartitionLog, path: str, batch: fmt.Batch) -> None:
+        """I11: a producer's batches follow one another.  I12: snapshots are the fold of what is below them."""
+        states = self._producers
+        if batch.producer_id >= 0:
+            producer, count = (batch.producer_id, batch.base_sequence, batch.producer_epoch), batch.last_offset_delta + 1
+            entry = states.entries.get(batch.producer_id)
+            expires = log.settings.producer_id_expiration_ms
+            if entry is not None and batch.max_timestamp - entry[2][-1][3] < expires:
+                try:
+                    if states.check(producer, count) is not None:
+                        self._found("I11", path, f"offset {batch.base_offset}: a batch of producer {batch.producer_id} is there twice")
+                except (OutOfOrderSequenceError, InvalidProducerEpochError) as error:
+                    self._found("I11", path, f"offset {batch.base_offset}: {error}")
+            states.record(producer, count, batch.base_offset, batch.max_timestamp)
+        while self._snapshots and self._snapshots[0].offset <= batch.next_offset:
+            snapshot = self._snapshots.pop(0)
+            if snapshot.offset == batch.next_offset and not snapshot.entries.items() <= states.entries.items():  # who expired is not in it
+                self._found("I12", f"{log.directory}/{names.snapshot(snapshot.offset)}", "it is not the fold of the batches below it")
 
     @staticmethod
     def _check_batch(batch: fmt.Batch) -> None:

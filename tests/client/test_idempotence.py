@@ -214,7 +214,8 @@ def test_after_a_failed_batch_the_next_is_not_taken_for_it(place: Path) -> None:
         assert [value for value in values if value != b"doubtful"] == [b"0", b"2", b"3"]
 
 
-def test_epochs_run_out(log: streamlog.Cluster) -> None:
+def test_epochs_and_sequences_run_out(place: Path) -> None:
+    log = streamlog.open(place / "log")
     log.create_topic("t")
     with log.producer() as producer:
         producer.send("t", b"0").result()
@@ -228,7 +229,9 @@ def test_epochs_run_out(log: streamlog.Cluster) -> None:
         lane.log.producers.states.entries[lane.next[0]] = 0, 2**31 - 1, ((2**31 - 2, 2**31 - 2, 1, 0),)
         producer.send("t", b"2").result()
         assert lane.next[1] == 0, "after 2^31 - 1 comes 0"
-    assert values_of(log) == [b"0", b"1", b"2"]
+        producer.send("t", b"3").result()
+    assert values_of(log) == [b"0", b"1", b"2", b"3"]
+    log.close()
 
 
 def test_lost_records_are_told_and_the_producer_goes_on(place: Path) -> None:

@@ -317,3 +317,22 @@ def test_a_fold_is_not_done_under_the_lock(log: streamlog.Cluster, monkeypatch: 
     monkeypatch.setattr(ProducerStates, "fold", fold)
     view.append(pending((1, 1000, 0), 10), 5)
     assert under_lock == [(False, 1000), (True, 0)]
+
+
+def test_check_finds_what_is_wrong_with_sequences(place: Path) -> None:
+    """A batch twice, a gap, an epoch that falls, a snapshot that says something else."""
+    for name, wrong in (("twice", (1, 0, 0)), ("gap", (1, 7, 0)), ("falls", (1, 0, 1)), ("begins", (1, 3, 3))):
+        with streamlog.open(place / name) as cluster:
+            cluster.create_topic("t")
+            view = log_of(cluster)
+            view.append(pending((1, 0, 0 if name != "falls" else 2), 2), 5)
+            view.producers.states.entries[1] = wrong[2], wrong[1], ((0, 0, 0, 0),)  # so that it is taken
+            view.append(pending(wrong, 3), 5)
+            assert {finding.invariant for finding in streamlog.check(cluster)} == {"I11"}, name
+    with streamlog.open(place / "snapshot") as cluster:
+        cluster.create_topic("t")
+        view = log_of(cluster)
+        view.append(pending((1, 0, 0), 2), 5)
+        view.producers.states.entries[1] = 0, 5, ((0, 4, 0, 10**12),)
+        view.producers.take_snapshot()
+        assert {finding.invariant for finding in streamlog.check(cluster)} == {"I12"}

@@ -15,7 +15,7 @@ from bisect import bisect_right
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from streamlog._log.partition import PartitionLog, Pending
 
@@ -106,11 +106,6 @@ class ProducerStates:
             for first, last, offset, timestamp in batches:
                 yield producer_id, offset, timestamp, first, last, epoch
 
-    def take(self, rows: Iterable[Row]) -> None:
-        """Count a snapshot's rows in."""
-        for producer_id, offset, timestamp, first, last, epoch in rows:
-            self.record((producer_id, first, epoch), (last - first & SEQUENCES) + 1, offset, timestamp)
-
 
 def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator[Batch]:
     """The batches of [offset, limit) in a segment; damaged ones are passed over (readers tell of them)."""
@@ -134,20 +129,30 @@ def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator
 
 def newest_snapshot(log: PartitionLog, end: int) -> ProducerStates:
     """The states of the newest snapshot that counts and is not beyond `end`; empty, at offset 0, where there is none."""
-    bases = log.segments()
-    listing = log.fs.listdir(log.directory)
-    for offset in sorted(names.snapshot_offsets(listing), reverse=True):
-        if offset > end:
-            continue
-        try:
-            found = ProducerSnapshot(files.read_file(log.fs, f"{log.directory}/{names.snapshot(offset)}"))
-            if found.offset == offset and _counts(log, bases, found):
-                states = ProducerStates(offset)
-                states.take(found)
-                return states
-        except (FileNotFoundError, ValueError):
-            continue  # derived: an older one, or the log, will do
+    for offset in reversed(names.snapshot_offsets(log.fs.listdir(log.directory))):
+        if offset <= end and (states := _load(log, offset)) is not None:
+            return states
     return ProducerStates()
+
+
+def snapshots_that_count(log: PartitionLog, end: int) -> list[ProducerStates]:
+    """Every snapshot up to `end`, in order."""
+    found = (_load(log, offset) for offset in names.snapshot_offsets(log.fs.listdir(log.directory)) if offset <= end)
+    return [states for states in found if states is not None]
+
+
+def _load(log: PartitionLog, offset: int) -> ProducerStates | None:
+    """A snapshot; None where it does not count: it is derived, an older one, or the log, will do."""
+    try:
+        found = ProducerSnapshot(files.read_file(log.fs, f"{log.directory}/{names.snapshot(offset)}"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if found.offset != offset or not _counts(log, log.segments(), found):
+        return None
+    states = ProducerStates(offset)
+    for producer_id, at, timestamp, first, last, epoch in found:
+        states.record((producer_id, first, epoch), (last - first & SEQUENCES) + 1, at, timestamp)
+    return states
 
 
 def _counts(log: PartitionLog, bases: list[int], found: ProducerSnapshot) -> bool:
