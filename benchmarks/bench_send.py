@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from itertools import cycle, islice, repeat
 
-from harness import VALUE, Contender, Group, Place, at_most, cost, timed
+from harness import VALUE, Contender, Group, Place, at_most, cost, rate, timed
 
 COUNT = 300_000
 KEYS = [b"user-%d" % number for number in range(1_000)]
@@ -17,6 +17,7 @@ def contenders(place: Place) -> list[Contender]:
         Contender("locked_append", locked_append),
         Contender("send", lambda: send(place), (cost(3.2, "locked_append"),)),
         Contender("send with a key", lambda: send_keyed(place), (cost(4.2, "locked_append"),)),
+        Contender("send, four threads share", lambda: send_shared(place), (rate(0.75, "send"),)),
         Contender("batch.append", lambda: batch_append(place), (at_most(0.2e-6),)),
     ]
 
@@ -44,6 +45,26 @@ def send(place: Place) -> float:
             send = producer.send
             for _ in repeat(None, COUNT):
                 send(topic, VALUE)
+            producer.flush()
+
+        return timed(loop, COUNT)
+
+
+def send_shared(place: Place) -> float:
+    """Four threads and one producer; the cost of a record, all threads' together."""
+    with place.topic() as topic, place.log.producer() as producer:
+
+        def work() -> None:
+            send = producer.send
+            for _ in repeat(None, COUNT // 4):
+                send(topic, VALUE)
+
+        def loop() -> None:
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
             producer.flush()
 
         return timed(loop, COUNT)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import bench_bulk
+import bench_compression
 import bench_fsync
 import bench_groups
 import bench_latency
@@ -29,6 +30,7 @@ GROUPS: list[Group] = [
     bench_poll.GROUP,
     bench_poll.COLUMNS,
     bench_bulk.GROUP,
+    bench_compression.GROUP,
     bench_processes.GROUP,
     bench_groups.GROUP,
     bench_latency.GROUP,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -24,7 +26,7 @@ class BatchWriter:
     Values are written 64 KiB at a time and at the end of the `with` block; `delivery` is of all of them.  Belongs to one thread.
     """
 
-    __slots__ = ("_collector", "_error", "_lane", "_left", "_limit", "_producer", "_whole", "append")
+    __slots__ = ("_collector", "_counting", "_error", "_lane", "_left", "_limit", "_producer", "_whole", "append")
 
     def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
         """`limit`: the topic's `max_message_bytes`."""
@@ -32,6 +34,7 @@ class BatchWriter:
         self._whole = RecordBatch(lane, None, 0, 1, producer._now_ms())
         self._whole.whole = True
         self._error: Exception | None = None  # what ended the collecting early
+        self._counting = allocate_lock()
         self._left = 1  # batches on their way, and one for the writer itself
         self._collector = self._collect()
         next(self._collector)
@@ -105,7 +108,7 @@ class BatchWriter:
         self._end_one(batch.error)
 
     def _end_one(self, error: BaseException | None) -> None:
-        with self._producer._lock:
+        with self._counting:
             self._left -= 1
             self._whole.error = self._whole.error or error
             last = self._left == 0
