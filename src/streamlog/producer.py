@@ -1,27 +1,12 @@
-"""`Producer`: send → accumulate → append.
-
-`send` puts a record into its partition's open batch.  A batch is closed when the next record does not fit, when `linger_ms` is over, or
-by `flush`, and is appended by the thread that closed it; where the partition's lock is not free at once, or another thread is
-appending to it, the batch waits in the partition's queue, which is worked off in order.
-
-One lock guards it all and is never held while appending.  `_busy` says that somebody is inside it: a thread that finds itself there
-(a finalizer or a signal handler that calls `send` inside `send`, H18) puts its record aside instead of waiting for itself.  Nobody
-waits for the lock itself: who is woken with it, and not with the interpreter, makes each other thread wait at its every record (measured:
-four threads took five times as long).  One looks at `_busy` until it is down, and then takes the lock, with no call in between at which
-the interpreter might change threads.
-"""
+"""`Producer`: what a user calls.  `send` puts a record into its partition's open batch; the rest is the accumulator's."""
 
 from __future__ import annotations
 
-import sys
-from _thread import allocate_lock, get_ident
-from collections import deque
 from operator import index
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import FrameType
     from typing import Any
 
     from streamlog.config import ProducerConfig
@@ -29,11 +14,10 @@ if TYPE_CHECKING:
     from streamlog.topic import Topic
 
 from streamlog._client import ends
+from streamlog._client.accumulator import PAUSE, Accumulator, takes_the_lock
 from streamlog._client.batch import GRACE, RECORD_MEMORY, ROW_BYTES, BatchDelivery, Delivery, RecordBatch
 from streamlog._client.inputs import check_partition, check_timeout, check_timestamp, pack_headers, to_bytes
-from streamlog._client.lane import PATIENCE, Lane
-from streamlog._client.meter import ProducerMeter
-from streamlog._client.sender import Sender
+from streamlog._client.lane import Lane
 from streamlog._client.target import Target
 from streamlog._client.writer import BatchWriter
 from streamlog._format import batch as fmt
@@ -42,71 +26,34 @@ from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
 from streamlog.errors import (
     BufferExhaustedError,
-    ClosedError,
-    InvalidStateError,
     RecordTooLargeError,
     SerializationError,
-    StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
     UnsupportedCompressionError,
 )
-from streamlog.partitioners import HASHES, HashPartitioner, Partitioner, RoundRobinPartitioner
+from streamlog.partitioners import HashPartitioner, Partitioner, RoundRobinPartitioner
 from streamlog.types import RecordMetadata
 
 _OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
-_PAUSE = 2e-5  # seconds between looks whether somebody is inside
-_FOREVER = float("inf")
 
 
-class Producer:
+class Producer(Accumulator):
     """Writes records.
 
     Threads: any number may share a producer; records of one thread keep their order within a partition, and `send` may be entered
     again by its own thread.  Processes: belongs to the one that made it.
     """
 
-    __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
-        "__weakref__", "_abandoned", "_acknowledged_at_once", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch", "_closed_reason",
-        "_delivery", "_forked", "_fsync", "_hash", "_hash_bits", "_home", "_idempotent", "_keyed", "_linger", "_lock", "_memory",
-        "_metadata", "_meter", "_now_ms", "_partitioner", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
-        "_targets", "_tells", "_unbatched", "_version", "_waiting", "config", "dropped",
-    )  # fmt: skip
+    __slots__ = ("_keyed", "_partitioner", "_tells")
 
     def __init__(self, home: Home, config: ProducerConfig) -> None:
-        self._home, self.config = home, config
-        self._metadata, self._now_ms = home.metadata, home.clock.now_ms
-        self._lock = allocate_lock()
-        self._busy = False
-        self._aside: deque[RecordBatch] = deque()  # what a thread sent from inside its own `send`
-        self._closed_reason = ""
-        self._forked = False
-        self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
-        self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters, self._closed_batch.rows = -1, 1, [], []
-        self._abandoned = False  # closed, and nobody waits for what is left
-        self._targets: dict[Any, Target] = {}
-        self._active: dict[Lane, None] = {}  # lanes with a batch, open or closed
-        self._memory = 0  # bytes of their batches; an open one counts as full.  May be too high after an interruption
-        self._linger, self._delivery = config.linger_ms / 1000, config.delivery_timeout_ms / 1000
-        self._block = min(config.max_block_ms / 1000, 1e6)  # eleven days; Java's largest number is more than a wait can take
-        self._acknowledged_at_once = config.acks == 0
-        self._fsync = config.durability == "fsync"
-        self._unbatched = config.batch_size == 0 or config.linger_ms == 0
-        self._idempotent = config.enable_idempotence
-        self._producer_id = -1  # given when first needed
-        self._hash, self._hash_bits = HASHES[config.key_hash]
+        super().__init__(home, config)
         named = config.partitioner if isinstance(config.partitioner, str) else ""
         self._keyed = named in ("sticky", "hash") and not config.partitioner_ignore_keys
         self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
         if named != "sticky":
             self._partitioner = RoundRobinPartitioner() if named == "round_robin" else HashPartitioner() if named else config.partitioner
         self._tells = hasattr(self._partitioner, "batch_completed") and not named
-        self._meter = ProducerMeter()
-        self._waiting = 0  # threads that wait for memory
-        self._serialize_key, self._serialize_value = config.key_serializer, config.value_serializer
-        self._sender = Sender(self)
-        self._version = self._metadata.version
-        self.dropped = 0  # records that `close` had to give up
-        self._rounds = self._begun = 0  # batches begun, and how many there were at the sender's last round
         ends.remember(self)
 
     def __enter__(self) -> Producer:
@@ -220,7 +167,7 @@ class Producer:
                 self._route_aside()
             full = None
             while self._busy:
-                sleep(_PAUSE)
+                sleep(PAUSE)
             with self._lock:
                 self._busy = True
                 try:
@@ -293,116 +240,6 @@ class Producer:
             self._producer_id = self._home.new_producer_id(self._block)
         return self._producer_id
 
-    def _has_memory(self, lane: Lane, size: int) -> bool:
-        """Whether another batch may be begun; the first always."""
-        wanted, limit = max(self.config.batch_size, size) + lane.expected * RECORD_MEMORY, self.config.buffer_memory
-        if self._memory + wanted > limit:
-            self._memory = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
-        return not self._memory or self._memory + wanted <= limit
-
-    def _begin(self, lane: Lane, target: Target, size: int, stride: int) -> RecordBatch:
-        """Open a batch: the last of its partition's queue as long as it is open.  Under the producer's lock."""
-        if self._closed_reason:
-            self._check_open()
-        room = target.room
-        if size > room:
-            room = size
-        batch = RecordBatch(lane, target, room, stride, self._now_ms())
-        batch.memory += lane.expected * RECORD_MEMORY
-        batch.deadline = deadline = batch.begun + self._linger
-        batch.finished = self._acknowledged_at_once
-        if lane.queue:
-            lane.queue[-1].open = False  # an interruption may have left one open that is not the lane's any more
-        batch.open = True
-        self._enqueue(lane, batch)
-        lane.batch = batch
-        self._begun += 1
-        if deadline < self._sender.wake_at and not self._unbatched:
-            self._sender.expect(deadline)
-        return batch
-
-    def _enqueue(self, lane: Lane, batch: RecordBatch) -> None:
-        """A batch joins the queue of its partition.  Under the producer's lock."""
-        self._memory += batch.memory
-        self._active[lane] = None
-        lane.queue.append(batch)
-        self._sender.keeper = self  # until all is written: a producer that is dropped loses nothing
-
-    def _end(self, lane: Lane) -> None:
-        """Close the open batch, if there is one: it takes no more records, then it may be written.  Under the producer's lock."""
-        batch, lane.batch = lane.batch, self._closed_batch
-        if lane.queue:
-            lane.queue[-1].open = False
-        if batch is self._closed_batch:
-            return
-        lane.expected = records = len(batch.rows) // batch.stride
-        size = batch.capacity - batch.room
-        memory = size + records * RECORD_MEMORY
-        self._memory += memory - batch.memory
-        batch.memory = memory
-        target = lane.target()
-        if target is not None and lane is target.sticky and target.count > 1:
-            target.batch_completed(size)
-
-    # ---- a thread inside its own `send` ------------------------------------------------------------------------------------
-
-    def _is_entered(self) -> bool:
-        """Whether somebody, and maybe this thread, is inside the lock."""
-        return self._busy and self._is_inside()
-
-    def _is_inside(self) -> bool:
-        """Whether this very thread may be inside the lock: a finalizer or a signal handler brought it here.
-
-        Looked at only where somebody is inside.  A callback that sends is taken for one too: its record goes aside for no time.
-        """
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and self._is_ours(frame.f_locals.get("self")):
-            frame = frame.f_back  # the call that asks is not inside yet
-        while frame is not None:
-            if frame.f_code in _LOCKING and frame.f_locals.get("self") is self:
-                return True
-            frame = frame.f_back
-        return False
-
-    def _is_ours(self, caller: object) -> bool:
-        return caller is self or getattr(caller, "producer", None) is self
-
-    def _send_aside(self, target: Target, row: tuple[Any, ...], partition: int | None, on_delivery: Any, size: int) -> Delivery:
-        """The record waits in a batch of its own until the `send` that this one is inside of is done (H18)."""
-        lane = target.sticky if partition is None else target.lanes[partition]
-        batch = RecordBatch(lane, target, size, 4, self._now_ms())
-        batch.rows, batch.room = list(row), 0
-        batch.memory += RECORD_MEMORY
-        batch.deadline = batch.begun + self._linger
-        if on_delivery is not None:
-            batch.callbacks = ((0, on_delivery),)
-        self._aside.append(batch)
-        self._sender.expect(0.0)
-        return Delivery((batch, 0))
-
-    def _route_aside(self) -> None:
-        """Queue what was sent from inside `send`."""
-        if self._is_entered():
-            return
-        lanes = []
-        while self._busy:
-            sleep(_PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                while self._aside:
-                    batch = self._aside[0]
-                    lane = batch.lane
-                    self._end(lane)
-                    if not (lane.queue and lane.queue[-1] is batch):  # it is, where an exception broke this off
-                        self._enqueue(lane, batch)
-                    self._aside.popleft()
-                    lanes.append(lane)
-            finally:
-                self._busy = False
-        for lane in lanes:
-            lane.drain()
-
     # ---- checks --------------------------------------------------------------------------------------------------------------
 
     def _check_size(self, target: Target, size: int) -> None:
@@ -415,11 +252,6 @@ class Producer:
             raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={batch_limit} (topic {name!r})")
         if size + RECORD_MEMORY > memory:
             raise RecordTooLargeError(f"a record of {size} bytes is above buffer_memory={memory} (producer)")
-
-    def _check_open(self) -> None:
-        if self._closed_reason:
-            raise ClosedError(f"the producer is closed: {self._closed_reason}")
-        self._home.check_open()
 
     def _target_of(self, topic: Any) -> Target:
         found = self._targets.get(topic) if isinstance(topic, str) else None
@@ -441,7 +273,7 @@ class Producer:
         if known is None or known.metadata is not metadata:
             made = self._make_target(metadata)
             while self._busy:
-                sleep(_PAUSE)
+                sleep(PAUSE)
             with self._lock:
                 self._busy = True
                 try:
@@ -488,110 +320,6 @@ class Producer:
         if metadata.version != self._version or metadata.changed():
             self._follow_metadata()
 
-    def _settle(self, lane: Lane, batches: list[RecordBatch]) -> None:
-        """Take what is written off the queue, and count it."""
-        now = monotonic()
-        while self._busy:
-            sleep(_PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                for batch in batches:
-                    if not batch.written:
-                        break
-                    if lane.queue and lane.queue[0] is batch:
-                        lane.queue.popleft()
-                        self._memory -= batch.memory
-                        self._meter.count(lane, batch, now)
-                if not lane.queue:
-                    self._active.pop(lane, None)
-                    if not self._active:
-                        self._memory = 0
-            finally:
-                self._busy = False
-
-    def _wait_for_memory(self, lane: Lane, size: int) -> bool:
-        """`buffer_memory` is full: write what can be written, then wait for the sender, at most `max_block_ms`.
-
-        Returns whether the record must be taken as it is: a callback's, on the thread that frees memory after it.
-        """
-        deadline = monotonic() + self._block
-        self._waiting += 1
-        try:
-            while not self._frees_memory(lane, size):
-                if any(active.is_own_turn() for active in list(self._active)):
-                    return True
-                for active in self._end_open(_FOREVER):
-                    if not active.tries:
-                        active.drain()
-                if self._frees_memory(lane, size):
-                    return False
-                if monotonic() >= deadline:
-                    self._meter.exhausted += 1
-                    raise self._exhausted()
-                self._check_open()
-                sleep(0.002)
-            return False
-        finally:
-            self._waiting -= 1
-
-    def _frees_memory(self, lane: Lane, size: int) -> bool:
-        """`_has_memory`, where the lock is not held."""
-        while self._busy:
-            sleep(_PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                return self._has_memory(lane, size)
-            finally:
-                self._busy = False
-
-    def _exhausted(self) -> BufferExhaustedError:
-        trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
-        cause = f"; the log does not take records: {trouble}" if trouble else ""
-        return BufferExhaustedError(f"buffer_memory={self.config.buffer_memory} was full for max_block_ms={self.config.max_block_ms}{cause}")
-
-    def _end_open(self, now: float) -> list[Lane]:
-        """Close the open batches whose linger is over; returns the lanes with something to append."""
-        while self._busy:
-            sleep(_PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                for lane in list(self._active):
-                    if not lane.queue:
-                        del self._active[lane]  # an exception kept `_settle` from it
-                    elif lane.batch is self._closed_batch or lane.batch.deadline <= now:
-                        self._end(lane)
-                return list(self._active)
-            finally:
-                self._busy = False
-
-    def _work(self) -> float:
-        """The sender's round: what is due is written.  Returns when there is more to do (monotonic; inf: when called)."""
-        if self._aside:
-            self._route_aside()
-        now = monotonic()
-        for lane in self._end_open(now):
-            if now >= lane.next_try():
-                lane.drain(wait=True)
-        while self._busy:
-            sleep(_PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
-                closed = [lane for lane in self._active if lane.queue and not lane.queue[0].open and not lane.turn.locked()]
-                times += [lane.next_try() or now for lane in closed]
-                if not self._active:
-                    self._sender.keeper = None
-                if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
-                    times.append(now + max(self._linger, 0.001))
-                self._rounds = self._begun
-            finally:
-                self._busy = False
-        return min(times, default=_FOREVER)
-
     # ---- flush and close -----------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> None:
@@ -608,7 +336,7 @@ class Producer:
         if self._is_entered():
             return  # the records of the `send` that this call is inside of are not sent before it
         while self._busy:
-            sleep(_PAUSE)
+            sleep(PAUSE)
         with self._lock:
             self._busy = True
             try:
@@ -627,38 +355,6 @@ class Producer:
                     deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
                 while not last.written:
                     self._write_now(last, deadline)
-
-    def _write_now(self, batch: RecordBatch, deadline: float) -> None:
-        """Bring a batch nearer to its end: write it and those before it, or wait while another thread does.
-
-        A batch that others still fill stays open as long as another thread is writing: so waiting threads share one append and one sync.
-        """
-        lane = batch.lane
-        if self._forked:
-            self._check_open()
-        if lane.is_own_turn():
-            raise InvalidStateError(f"{lane.name}: called from inside this thread's own append, by a callback or a signal handler")
-        left = deadline - monotonic()
-        if left <= 0:
-            reason = lane.trouble or "another thread is writing"
-            raise StreamlogTimeoutError(f"a record of {lane.name} is not written yet: {reason}")
-        if lane.turn.locked() or lane.tries or (self._is_entered()):
-            try:
-                batch.wait(min(left, PATIENCE))
-            except StreamlogTimeoutError:
-                return
-        if batch.open and not lane.turn.locked():
-            while self._busy:
-                sleep(_PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    if batch.open:
-                        self._end(lane)
-                finally:
-                    self._busy = False
-        if not batch.written and not lane.tries:
-            lane.drain(wait=True, until=batch)
 
     def metrics(self) -> ProducerMetrics:
         """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
@@ -682,44 +378,6 @@ class Producer:
                 self.flush(max(0.0, deadline - monotonic()))
         finally:
             self._abandon("close() was called")
-
-    def _abandon(self, reason: str) -> None:
-        """Take nothing more; fail what is left."""
-        self._closed_reason = reason
-        self._targets = {}
-        self._sender.stop()
-        self._abandoned = True
-        for lane in list(self._active):
-            self._give_up(lane)
-        self._sender.keeper = None
-
-    def _give_up(self, lane: Lane) -> None:
-        """Fail what is left of a lane, unless another thread has its turn: that one comes here afterwards."""
-        held: list[bool] = []
-        try:
-            held.extend(map(lane.turn.acquire, (False,)))
-            if not held[0]:
-                return
-            lane.holder = get_ident()
-            while self._busy:
-                sleep(_PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    self._end(lane)
-                    left = list(lane.queue)
-                    self.dropped += sum(batch.records for batch in left)
-                    lane.queue.clear()
-                    self._active.pop(lane, None)
-                finally:
-                    self._busy = False
-            for batch in left:
-                batch.written = True
-                batch.finish(ClosedError(f"the producer was closed before the record was written: {self._closed_reason}"))
-        finally:
-            if True in held:
-                lane.holder = 0
-                lane.turn.release()
 
     # ---- bulk ----------------------------------------------------------------------------------------------------------------
 
@@ -779,7 +437,7 @@ class Producer:
         urgent = False
         while True:
             while self._busy:
-                sleep(_PAUSE)
+                sleep(PAUSE)
             with self._lock:
                 self._busy = True
                 try:
@@ -810,9 +468,4 @@ class Producer:
         return BatchWriter(self, lane, target.max_message_bytes)
 
 
-_LOCKING = frozenset(
-    function.__code__
-    for function in vars(Producer).values()
-    if hasattr(function, "__code__") and "_lock" in function.__code__.co_names
-)
-"""The code that takes the producer's lock: a thread with one of these below it may be inside."""
+takes_the_lock(Producer)

@@ -7,7 +7,7 @@ from _thread import allocate_lock, start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from streamlog.producer import Producer
+    from streamlog._client.accumulator import Accumulator
 
 from streamlog._os.clock import monotonic
 
@@ -22,12 +22,12 @@ class Sender:
     producer is closed or gone.
     """
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Accumulator) -> None:
         self._producer = weakref.ref(producer)
         self._gate = allocate_lock()
         self._gate.acquire()
         self._started = self._stopped = False
-        self.keeper: Producer | None = None
+        self.keeper: Accumulator | None = None
         """The producer, as long as it has something to write."""
         self.wake_at = float("inf")
         """Monotonic time of the next round.  Stored by the sender; a reader that sees an old value calls it in vain, or once too often."""
