@@ -11,7 +11,7 @@ import pytest
 from streamlog._log import recovery
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = [block for page in ("README.md", "docs/groups.md") for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
+BLOCKS = [block for page in ("README.md", "docs/groups.md", "docs/producer.md") for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

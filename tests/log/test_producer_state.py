@@ -240,6 +240,9 @@ def test_a_cut_takes_the_state_back(place: Path) -> None:
         view = log_of(cluster)
         for sequence in range(0, 30, 10):
             view.append(pending((1, sequence, 0), 10), 5)
+        view.producers.take_snapshot()
+        stale = Path(view.directory) / names.snapshot(30)
+        kept = stale.read_bytes()
         segment = Path(view.directory) / names.log(0)
         position = view.words[13]
     data = segment.read_bytes()
@@ -255,6 +258,10 @@ def test_a_cut_takes_the_state_back(place: Path) -> None:
         again = pending((1, 10, 0), 10)
         view.append(again, 5)
         assert again.base_offset == 10
+        assert not stale.exists()
+        stale.write_bytes(kept)  # its removal was not on the disk at another power cut
+        view.append(pending((2, 0, 0), 20), 5)
+        assert newest_snapshot(view, view.high_watermark).offset == 0, "it speaks of records that were cut away"
         view.append(pending((1, 20, 0), 10), 5)
         assert streamlog.check(cluster) == []
 
