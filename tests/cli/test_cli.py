@@ -475,3 +475,24 @@ def test_groups_with_members_are_left_alone(run: Run, group: Path) -> None:
         run("groups", "delete", "g", code=2)
     assert run("groups", "delete", "nix", "g", code=2) == "g: deleted\n"
     assert run("groups", "list") == ""
+
+
+def test_produce_with_a_producers_options_and_dump_shows_them(run: Run, give: Callable[[bytes], None], cluster: Path) -> None:
+    give(b"a line\n" * 1000)
+    run("produce", "t", "--partition", "0", "--config", "compression.type=gzip", "--config", "compression_level=9")
+    shown = run("dump", str(segment(cluster)))
+    assert "codec gzip" in shown
+    assert "producer 0 epoch 0 sequence 0" in shown
+    assert run("consume", "t", "--from-beginning", "--timeout-ms", "50").count("a line\n") == 1000
+    give(b"x\n")
+    run("produce", "t", "--config", "compression_type=lzma", code=2)
+    with streamlog.open(cluster) as log:
+        partition = log._home.log(log._home.metadata.topic("t"), 0, 5)
+        partition.producers.take_snapshot()
+        (path,) = Path(partition.directory).glob("*.snapshot")
+    shown = run("dump", str(path))
+    assert "producer snapshot: offset 1000" in shown
+    assert "producer 0 epoch 0 sequences 0 to 999 offset 0" in shown
+    flip(path, 50)
+    assert "the checksum does not hold" in run("dump", str(path), code=1)
+    run("verify")

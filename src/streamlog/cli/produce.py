@@ -26,6 +26,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--key-separator", type=os.fsencode, metavar="S", help="lines are KEY S VALUE, split at the first S; otherwise all value")
     parser.add_argument("--header", type=pair, action="append", default=[], metavar="NAME=VALUE", help="of every record; may be repeated")
     parser.add_argument("--partition", type=count, metavar="N", help="instead of the key's, or one that changes now and then")
+    parser.add_argument("--config", type=pair, action="append", default=[], metavar="NAME=VALUE", help="a producer option; may be repeated")
     parser.add_argument("--sync", action="store_true", help="records count as written when they are on the disk")
     parser.set_defaults(run=_produce)
 
@@ -33,7 +34,8 @@ def add_commands(commands: Commands) -> None:
 def _produce(args: argparse.Namespace) -> int:
     headers = [(name, os.fsencode(value)) for name, value in args.header]
     written = 0
-    with open_cluster(args) as cluster, cluster.producer(durability="fsync" if args.sync else "os") as producer:
+    config = dict(args.config) | ({"durability": "fsync"} if args.sync else {})
+    with open_cluster(args) as cluster, cluster.producer(config) as producer:
         producer.partitions_for(args.topic)  # a topic that is not there is an error before a line is read
         try:
             for lines in read_lines(sys.stdin.buffer):
