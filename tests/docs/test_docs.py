@@ -11,7 +11,8 @@ import pytest
 from streamlog._log import recovery
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = [block for page in ("README.md", "docs/groups.md", "docs/producer.md") for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
+PAGES = ("README.md", "docs/groups.md", "docs/producer.md")
+BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
