@@ -94,8 +94,14 @@ HASHES: dict[str, tuple[Callable[[bytes], int], int]] = {
 
 def partition_of(key: bytes, partitions: int, key_hash: str = "xxh3") -> int:
     """The partition of a serialized key."""
-    function, bits = HASHES[key_hash]
+    function, bits = _named(key_hash)
     return (function(key) & bits) % partitions
+
+
+def _named(key_hash: str) -> tuple[Callable[[bytes], int], int]:
+    if key_hash not in HASHES:
+        raise InvalidConfigError(f"key_hash={key_hash!r}: one of {', '.join(map(repr, HASHES))} is wanted")
+    return HASHES[key_hash]
 
 
 # ---- a column of keys ------------------------------------------------------------------------------------------------------
@@ -111,7 +117,7 @@ def partitions_of(keys: Sequence[bytes | None], partitions: int, key_hash: str =
     chosen = np.full(len(keys), -1, np.int64)
     there = [number for number, key in enumerate(keys) if key is not None] if None in keys else range(len(keys))
     given: Sequence[Any] = [keys[number] for number in there] if len(there) < len(keys) else keys
-    function, bits = HASHES[key_hash]
+    function, bits = _named(key_hash)
     if key_hash in _BY_LENGTH:
         hashes = _hash_by_length(given, _BY_LENGTH[key_hash])
     else:
@@ -170,11 +176,14 @@ class Partitioner:
     """What a producer asks for the partition of each record that names none; and tells of each batch that is complete."""
 
     def partition(self, topic: str, key: bytes | None, value: bytes | None, partitions: Sequence[int]) -> int:
-        """One of `partitions`, which are all that the topic has.  Key and value as they are stored."""
-        raise NotImplementedError
+        """One of `partitions`, which are all that the topic has.  Key and value as they are stored.  Several threads may be in it at once."""
+        raise NotImplementedError(f"{type(self).__name__} has no `partition` method")
 
     def batch_completed(self, topic: str, partition: int, size: int) -> None:
-        """A batch of `size` bytes takes no more records: it was full, its linger was over, or it was flushed."""
+        """A batch of `size` bytes takes no more records: it was full, its linger was over, or it was flushed.
+
+        Called by the thread that writes the batch: one that sends or flushes, or the producer's own.
+        """
 
 
 class RoundRobinPartitioner(Partitioner):
@@ -207,6 +216,9 @@ class CallablePartitioner(Partitioner):
 
     def __init__(self, function: Callable[[str, bytes | None, bytes | None, Sequence[int]], int]) -> None:
         self._function = function
+
+    def __repr__(self) -> str:
+        return repr(self._function)
 
     def partition(self, topic: str, key: bytes | None, value: bytes | None, partitions: Sequence[int]) -> int:
         """What the function says."""

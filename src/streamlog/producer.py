@@ -249,9 +249,10 @@ class Producer(Accumulator):
             raise RecordTooLargeError(f"a record of {size} bytes is above max_request_size={largest} (producer)")
         if size + fmt.BATCH_HEADER_SIZE > batch_limit and target.codec is None:
             name = target.metadata.name
-            raise RecordTooLargeError(f"a record of {size} bytes is above max_message_bytes={batch_limit} (topic {name!r})")
+            over = fmt.BATCH_HEADER_SIZE
+            raise RecordTooLargeError(f"a record of {size} bytes and {over} of its batch are above max_message_bytes={batch_limit} (topic {name!r})")
         if size + RECORD_MEMORY > memory:
-            raise RecordTooLargeError(f"a record of {size} bytes is above buffer_memory={memory} (producer)")
+            raise RecordTooLargeError(f"a record of {size} bytes, and {RECORD_MEMORY} for its objects, are above buffer_memory={memory} (producer)")
 
     def _target_of(self, topic: Any) -> Target:
         found = self._targets.get(topic) if isinstance(topic, str) else None
@@ -394,9 +395,8 @@ class Producer(Accumulator):
         """Send many records at once: a list of bytes, or a NumPy array (1-D, structured or of fixed size, stored as it lies in memory).
 
         Rows with keys are partitioned by their hash, in one pass; rows without go to one partition, or where the partitioner says; order
-        within a partition is kept.  Batches are
-        filled up to the topic's `max_message_bytes`.  Returns a delivery for each batch; where memory ran out after the first, the
-        deliveries of the rest have failed with BufferExhaustedError.
+        within a partition is kept.  Batches are filled up to the topic's `max_message_bytes`.  Returns a delivery for each batch; where
+        memory ran out after the first, the deliveries of the rest have failed with BufferExhaustedError.
         Raises: like `send`; nothing is sent then.
         """
         from streamlog._client import bulk

@@ -362,3 +362,13 @@ def test_serializers_that_return_no_bytes(serializer: object, log: streamlog.Clu
                 with pytest.raises(streamlog.SerializationError, match=option):
                     call()
     assert batches_of(log) == []
+
+
+def test_acks_0_stands_whatever_becomes_of_the_record(log: streamlog.Cluster) -> None:
+    log.create_topic("t", max_message_bytes=1000)
+    with log.producer(acks=0, compression_type="gzip") as producer:
+        delivery = producer.send("t", os.urandom(5000))
+        assert (delivery.done(), delivery.result().offset) == (True, -1)
+        producer.flush()
+        assert (delivery.result().offset, delivery.exception()) == (-1, None)
+        assert producer.metrics().record_error_total == 1

@@ -190,3 +190,32 @@ def test_more_than_64_mib_is_not_compressed_into_one_batch(log: streamlog.Cluste
         batches = consumer.poll_batches()
         assert all(batch._batch.uncompressed <= LARGEST for batch in batches)
         assert sum(map(len, batches)) == 70 or consumer.lag()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_a_signal_handler_raises_inside_a_codec_is_its_own(name: str, log: streamlog.Cluster, monkeypatch: pytest.MonkeyPatch, read_all) -> None:
+    """An alarm's TimeoutError is neither a refusal of the codec nor damage: it comes out, and nothing is lost."""
+    log.create_topic("t")
+    found = codec(name)
+    compress, decompress = found._compress, found._decompress
+
+    def once(real):
+        def call(*args):
+            monkeypatch.undo()
+            found._compress, found._decompress = compress, decompress
+            raise TimeoutError("alarm")
+
+        return call
+
+    with log.producer(compression_type=name, linger_ms=60_000) as producer:
+        delivery = producer.send("t", bytes(1000))
+        found._compress = once(compress)
+        with pytest.raises(TimeoutError, match="alarm"):
+            producer.flush()
+        producer.flush()
+        assert delivery.exception() is None
+    with log.consumer("t", auto_offset_reset="earliest") as consumer:
+        found._decompress = once(decompress)
+        with pytest.raises(TimeoutError, match="alarm"):
+            consumer.poll()
+        assert [record.value for record in consumer.poll()] == [bytes(1000)]

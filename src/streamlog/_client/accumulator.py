@@ -100,7 +100,7 @@ class Accumulator:
         batch = RecordBatch(lane, target, room, stride, self._now_ms())
         batch.memory += lane.expected * RECORD_MEMORY
         batch.deadline = deadline = batch.begun + self._linger
-        batch.finished = self._acknowledged_at_once
+        batch.finished = batch.acknowledged = self._acknowledged_at_once
         if lane.queue:
             lane.queue[-1].open = False  # an interruption may have left one open that is not the lane's any more
         batch.open = True
@@ -251,7 +251,10 @@ class Accumulator:
         if self._forked:
             self._check_open()
         if lane.is_own_turn():
-            raise InvalidStateError(f"{lane.name}: called from inside this thread's own append, by a callback or a signal handler")
+            raise InvalidStateError(
+                f"a callback, or a signal handler, cannot wait for a record of {lane.name}: this thread is writing that partition, and goes on "
+                "when it returns; wait on another thread, or after it"
+            )
         left = deadline - monotonic()
         if left <= 0:
             reason = lane.trouble or "another thread is writing"

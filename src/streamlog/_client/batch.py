@@ -46,6 +46,7 @@ class RecordBatch(Pending):
     timestamps: list[int] | None = None
     callbacks: tuple[tuple[int, Callable[[RecordMetadata | None, BaseException | None], object]], ...] = ()
     error: BaseException | None = None
+    acknowledged = False  # by acks=0: whatever becomes of it, its deliveries stand
     finished = False  # nothing more is known later; stored last
     whole = False  # stands for all batches of a BatchWriter; is in no queue
     written = False  # nothing is left to write; under acks=0 that comes later than `finished`
@@ -211,7 +212,7 @@ class RecordBatch(Pending):
 
     def metadata(self, number: int) -> RecordMetadata:
         """Where record `number` was written.  Raises what the batch failed with."""
-        if self.error is not None:
+        if self.error is not None and not self.acknowledged:
             raise self.error
         timestamp = self.base_timestamp if self.timestamps is None else self.timestamps[number]
         if self.stride == 4 and not self.encoded:  # under acks=0 this is asked before it is
@@ -245,7 +246,7 @@ class Delivery(tuple[RecordBatch, int]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the record failed with, or None; waits like `result`."""
         self[0].join(timeout)
-        return self[0].error
+        return None if self[0].acknowledged else self[0].error
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self[0].finished:

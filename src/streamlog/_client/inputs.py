@@ -46,7 +46,7 @@ def to_bytes(what: str, given: Any, serializer: Callable[[Any], Any] | None) -> 
 def check_timestamp(timestamp_ms: Any) -> None:
     """Raise InvalidTimestampError unless this is a time in milliseconds."""
     if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms < 2**63:
-        raise InvalidTimestampError(f"timestamp_ms={timestamp_ms!r}: milliseconds in [0, 2**63) are wanted")
+        raise InvalidTimestampError(f"timestamp_ms={timestamp_ms!r}: a whole number (int) of milliseconds in [0, 2**63) is wanted")
 
 
 def check_timeout(timeout: Any) -> None:

@@ -175,6 +175,8 @@ class Lane:
         except RetriableError as error:
             return self._is_final(batch, error)
         except (StreamlogError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is None and not isinstance(error, StreamlogError):
+                raise  # no call's: a signal handler's, an alarm's TimeoutError for one
             self.failed = self.failed or batch.producer[0] >= 0
             batch.error = error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {self.name}: {error}")
         if self.trouble is not None:

@@ -72,7 +72,7 @@ class BatchWriter:
                 if value.__class__ is not bytes:
                     break
                 append(value)
-                size += len(value)
+                size += len(value) + 4  # its offset: empty values fill a batch too
                 if size >= _CHUNK:
                     self._write(values, size)
                     values.clear()

@@ -26,23 +26,32 @@ LARGEST = 64 << 20  # bytes of columns that a compressed batch may hold
 _SIZE = struct.Struct("<I")
 
 
+class _SizeError(ValueError):
+    """A block is sound, and of another size than the header says."""
+
+
 class Codec:
     """One way to compress.  Safe to share between threads."""
 
-    __slots__ = ("_compress", "_decompress", "id", "name")
+    __slots__ = ("_compress", "_decompress", "_errors", "id", "name")
 
     def __init__(
-        self, number: int, name: str, compress: Callable[[bytes, int | None], Any], decompress: Callable[[memoryview, int], Any]
+        self,
+        number: int,
+        name: str,
+        compress: Callable[[bytes, int | None], Any],
+        decompress: Callable[[memoryview, int], Any],
+        errors: tuple[type[Exception], ...],
     ) -> None:
+        """`errors`: what the library raises; whatever else comes out of it is a signal handler's."""
         self.id, self.name, self._compress, self._decompress = number, name, compress, decompress
+        self._errors: tuple[type[Exception], ...] = (_SizeError, *errors)
 
     def compress(self, columns: bytes, level: int | None) -> bytes:
         """What stands in the batch instead of `columns`.  Raises UnsupportedCompressionError."""
         try:
             block = self._compress(columns, level)
-        except MemoryError:
-            raise
-        except Exception as error:  # none is known, and none may hold up what comes after this batch
+        except self._errors as error:  # none is known, and none may hold up what comes after this batch
             raise UnsupportedCompressionError(f"{self.name} refused {len(columns)} bytes: {error}") from None
         return b"".join((_SIZE.pack(len(block)), block, bytes(-(4 + len(block)) & 7)))
 
@@ -55,9 +64,7 @@ class Codec:
             raise ValueError(f"a block of {length} bytes in a batch of {len(data)} bytes of data")
         try:
             columns = self._decompress(data[_SIZE.size : _SIZE.size + length], size)
-        except MemoryError:
-            raise
-        except Exception as error:  # each library has its own; none of them tells more than that the block is damaged
+        except self._errors as error:  # none of them tells more than that the block is damaged
             raise ValueError(f"a damaged {self.name} block: {error}") from None
         return memoryview(columns).toreadonly()
 
@@ -72,16 +79,16 @@ def _gzip() -> Codec:
         inflater = zlib.decompressobj(31)
         columns = inflater.decompress(block, size + 1)  # never more, whatever the block says
         if len(columns) != size or not inflater.eof:
-            raise ValueError(f"it does not hold {size} bytes")
+            raise _SizeError(f"it does not hold {size} bytes")
         return columns
 
-    return Codec(1, "gzip", compress, decompress)
+    return Codec(1, "gzip", compress, decompress, (zlib.error,))
 
 
 def _snappy() -> Codec:
     from cramjam import snappy
 
-    return Codec(2, "snappy", lambda columns, _: snappy.compress_raw(columns), _into(snappy.decompress_raw_into))
+    return Codec(2, "snappy", lambda columns, _: snappy.compress_raw(columns), _into(snappy.decompress_raw_into), _cramjam_errors())
 
 
 def _lz4() -> Codec:
@@ -92,13 +99,19 @@ def _lz4() -> Codec:
         compressor.compress(columns)
         return compressor.finish()
 
-    return Codec(3, "lz4", compress, _into(lz4.decompress_into))
+    return Codec(3, "lz4", compress, _into(lz4.decompress_into), _cramjam_errors())
 
 
 def _zstd() -> Codec:
     from cramjam import zstd
 
-    return Codec(4, "zstd", lambda columns, level: zstd.compress(columns, level), _into(zstd.decompress_into))
+    return Codec(4, "zstd", lambda columns, level: zstd.compress(columns, level), _into(zstd.decompress_into), _cramjam_errors())
+
+
+def _cramjam_errors() -> tuple[type[Exception], ...]:
+    import cramjam
+
+    return cramjam.CompressionError, cramjam.DecompressionError
 
 
 def _into(decompress: Callable[[Any, bytearray], int]) -> Callable[[memoryview, int], bytearray]:
@@ -108,7 +121,7 @@ def _into(decompress: Callable[[Any, bytearray], int]) -> Callable[[memoryview, 
         columns = bytearray(size)
         written = decompress(block, columns)
         if written != size:
-            raise ValueError(f"it holds {written} bytes, not {size}")
+            raise _SizeError(f"it holds {written} bytes, not {size}")
         return columns
 
     return filled

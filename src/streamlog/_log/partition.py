@@ -396,7 +396,8 @@ class PartitionLog:
             size = self.fs.fstat(self._index_fd).st_size
             if self.fs.pread(self._index_fd, len(head), 0, self._index_path) == head and size >= self.words[INDEX_END] > 0:
                 return
-            self.fs.close(self._index_fd)
+            fd, self._index_fd = self._index_fd, -1  # first: a number that is closed may be another file's by the time of an error
+            self.fs.close(fd)
         except FileNotFoundError:
             pass
         self._create_index()
