@@ -74,13 +74,13 @@ class BatchWriter:
                 append(value)
                 size += len(value) + 4  # its offset: empty values fill a batch too
                 if size >= _CHUNK:
-                    self._write(values, size)
+                    self._write(values, size - 4 * len(values))
                     values.clear()
                     size = 0
             if value is not _END:
                 raise SerializationError(f"a value of type {type(value).__name__} is not bytes; a batch takes nothing else")
             if values:
-                self._write(values, size)
+                self._write(values, size - 4 * len(values))
         except Exception as error:
             self._error = error
             self.append = self._refuse
