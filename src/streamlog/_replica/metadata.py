@@ -26,7 +26,7 @@ from streamlog._log.reader import LogReader
 from streamlog._log.state import FAILED, HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
 from streamlog.config import TopicConfig
-from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import InvalidTopicError, StreamlogTimeoutError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
 
@@ -151,6 +151,8 @@ class Metadata:
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack
 
+        if self._folding == get_ident():
+            raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of the metadata cannot decide on it; try again after it")
         self.log.catch_up(timeout)
         self.refresh(timeout)
         records = decide()
