@@ -31,7 +31,7 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedCompressionError,
 )
-from streamlog.partitioners import HashPartitioner, Partitioner, RoundRobinPartitioner
+from streamlog.partitioners import HashPartitioner, Partitioner, RoundRobinPartitioner, partition_of
 from streamlog.types import RecordMetadata
 
 _OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
@@ -212,7 +212,7 @@ class Producer(Accumulator):
         if partition is not None:
             return partition
         if key is not None and self._keyed:
-            return (self._hash(key) & self._hash_bits) % target.count
+            return partition_of(key, target.count, self.config.key_hash)
         if self._partitioner is None:
             return None
         if self.config.partitioner_ignore_keys and isinstance(self._partitioner, HashPartitioner):
@@ -273,19 +273,19 @@ class Producer(Accumulator):
         known = self._targets.get(name)
         if known is None or known.metadata is not metadata:
             made = self._make_target(metadata)
-            while self._busy:
-                sleep(PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    known = self._targets.get(name)
-                    if known is None or known.metadata is not metadata:
-                        if known is not None and known.metadata.topic_id == made.metadata.topic_id:
-                            made.take_over(known)
-                        known = self._targets[name] = made
-                finally:
-                    self._busy = False
+            known = self._inside(self._install, made)
         return known
+
+    def _install(self, made: Target) -> Target:
+        """From now on this is what is known of its topic, unless another thread was faster.  Under the producer's lock."""
+        name, metadata = made.metadata.name, made.metadata
+        known = self._targets.get(name)
+        if known is not None and known.metadata is metadata:
+            return known
+        if known is not None and known.metadata.topic_id == metadata.topic_id:
+            made.take_over(known)
+        self._targets[name] = made
+        return made
 
     def _make_target(self, metadata: TopicMetadata) -> Target:
         logs = [self._home.log(metadata, number, self._block) for number in range(metadata.partitions)]
@@ -336,26 +336,20 @@ class Producer(Accumulator):
             self._route_aside()
         if self._is_entered():
             return  # the records of the `send` that this call is inside of are not sent before it
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                lasts = []
-                for lane in self._active:
-                    self._end(lane)
-                    if lane.queue:
-                        lasts.append(lane.queue[-1])
-            finally:
-                self._busy = False
         deadline = -1.0
-        for last in lasts:
+        for last in self._inside(self._end_all):
             last.lane.drain(until=last)
             if not last.written:
                 if deadline < 0:
                     deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
                 while not last.written:
                     self._write_now(last, deadline)
+
+    def _end_all(self) -> list[RecordBatch]:
+        """Close every open batch; returns the last one of each queue.  Under the producer's lock."""
+        for lane in self._active:
+            self._end(lane)
+        return [lane.queue[-1] for lane in self._active if lane.queue]
 
     def metrics(self) -> ProducerMetrics:
         """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
@@ -435,22 +429,19 @@ class Producer(Accumulator):
         batch.plain, batch.count, batch.room = (attributes, columns, count, timestamps, first, last), count, 0
         batch.deadline = batch.begun + self._linger
         urgent = False
-        while True:
-            while self._busy:
-                sleep(PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    self._check_open()
-                    if urgent or self._has_memory(lane, size):
-                        self._end(lane)
-                        self._enqueue(lane, batch)
-                        break
-                finally:
-                    self._busy = False
+        while not self._inside(self._take_encoded, lane, batch, urgent):
             urgent = self._wait_for_memory(lane, size)
         lane.drain()
         return batch
+
+    def _take_encoded(self, lane: Lane, batch: RecordBatch, urgent: bool) -> bool:
+        """Queue it where there is memory.  Under the producer's lock."""
+        self._check_open()
+        if not (urgent or self._has_memory(lane, batch.size)):
+            return False
+        self._end(lane)
+        self._enqueue(lane, batch)
+        return True
 
     def batch(self, topic: str | Topic, *, key: Any = None, partition: int | None = None) -> BatchWriter:
         """A writer for tight loops: `with producer.batch("clicks") as batch: batch.append(value)`.

@@ -19,11 +19,15 @@ from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, FrameType
-    from typing import Any
+    from typing import Any, ParamSpec, TypeVar
 
     from streamlog._client.target import Target
     from streamlog.config import ProducerConfig
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 from streamlog._client.batch import RECORD_MEMORY, Delivery, RecordBatch
 from streamlog._client.lane import PATIENCE, Lane
@@ -83,8 +87,19 @@ class Accumulator:
             raise ClosedError(f"the producer is closed: {self._closed_reason}")
         self._home.check_open()
 
+    def _inside(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `function` under the lock.  (`send` does it in its own frame: a call less for each record.)"""
+        while self._busy:
+            sleep(PAUSE)
+        with self._lock:
+            self._busy = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._busy = False
+
     def _has_memory(self, lane: Lane, size: int) -> bool:
-        """Whether another batch may be begun; the first always."""
+        """Whether another batch may be begun; the first always.  Under the producer's lock."""
         wanted, limit = max(self.config.batch_size, size) + lane.expected * RECORD_MEMORY, self.config.buffer_memory
         if self._memory + wanted > limit:
             self._memory = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
@@ -125,36 +140,28 @@ class Accumulator:
             lane.queue[-1].open = False
         if batch is self._closed_batch:
             return
-        lane.expected = records = len(batch.rows) // batch.stride
-        size = batch.capacity - batch.room
-        memory = size + records * RECORD_MEMORY
+        lane.expected = batch.records
+        memory = batch.size + batch.records * RECORD_MEMORY
         self._memory += memory - batch.memory
         batch.memory = memory
         target = lane.target()
         if target is not None and lane is target.sticky and target.count > 1:
-            target.batch_completed(size)
+            target.batch_completed(batch.size)
 
     def _settle(self, lane: Lane, batches: list[RecordBatch]) -> None:
-        """Take what is written off the queue, and count it."""
+        """Take what is written off the queue, and count it.  Under the producer's lock."""
         now = monotonic()
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                for batch in batches:
-                    if not batch.written:
-                        break
-                    if lane.queue and lane.queue[0] is batch:
-                        lane.queue.popleft()
-                        self._memory -= batch.memory
-                        self._meter.count(lane, batch, now)
-                if not lane.queue:
-                    self._active.pop(lane, None)
-                    if not self._active:
-                        self._memory = 0
-            finally:
-                self._busy = False
+        for batch in batches:
+            if not batch.written:
+                break
+            if lane.queue and lane.queue[0] is batch:
+                lane.queue.popleft()
+                self._memory -= batch.memory
+                self._meter.count(lane, batch, now)
+        if not lane.queue:
+            self._active.pop(lane, None)
+            if not self._active:
+                self._memory = 0
 
     # ---- memory ---------------------------------------------------------------------------------------------------------------
 
@@ -166,13 +173,13 @@ class Accumulator:
         deadline = monotonic() + self._block
         self._waiting += 1
         try:
-            while not self._frees_memory(lane, size):
+            while not self._inside(self._has_memory, lane, size):
                 if any(active.is_own_turn() for active in list(self._active)):
                     return True
-                for active in self._end_open(_FOREVER):
+                for active in self._inside(self._end_open, _FOREVER):
                     if not active.tries:
                         active.drain()
-                if self._frees_memory(lane, size):
+                if self._inside(self._has_memory, lane, size):
                     return False
                 if monotonic() >= deadline:
                     self._meter.exhausted += 1
@@ -183,17 +190,6 @@ class Accumulator:
         finally:
             self._waiting -= 1
 
-    def _frees_memory(self, lane: Lane, size: int) -> bool:
-        """`_has_memory`, where the lock is not held."""
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                return self._has_memory(lane, size)
-            finally:
-                self._busy = False
-
     def _exhausted(self) -> BufferExhaustedError:
         trouble = next((lane.trouble for lane in list(self._active) if lane.trouble), None)
         cause = f"; the log does not take records: {trouble}" if trouble else ""
@@ -202,44 +198,34 @@ class Accumulator:
     # ---- the sender's work, and waiting for it ------------------------------------------------------------------------------------
 
     def _end_open(self, now: float) -> list[Lane]:
-        """Close the open batches whose linger is over; returns the lanes with something to append."""
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                for lane in list(self._active):
-                    if not lane.queue:
-                        del self._active[lane]  # an exception kept `_settle` from it
-                    elif lane.batch is self._closed_batch or lane.batch.deadline <= now:
-                        self._end(lane)
-                return list(self._active)
-            finally:
-                self._busy = False
+        """Close the open batches whose linger is over; returns the lanes with something to append.  Under the producer's lock."""
+        for lane in list(self._active):
+            if not lane.queue:
+                del self._active[lane]  # an exception kept `_settle` from it
+            elif lane.batch is self._closed_batch or lane.batch.deadline <= now:
+                self._end(lane)
+        return list(self._active)
 
     def _work(self) -> float:
         """The sender's round: what is due is written.  Returns when there is more to do (monotonic; inf: when called)."""
         if self._aside:
             self._route_aside()
         now = monotonic()
-        for lane in self._end_open(now):
+        for lane in self._inside(self._end_open, now):
             if now >= lane.next_try():
                 lane.drain(wait=True)
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
-                closed = [lane for lane in self._active if lane.queue and not lane.queue[0].open and not lane.turn.locked()]
-                times += [lane.next_try() or now for lane in closed]
-                if not self._active:
-                    self._sender.keeper = None
-                if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
-                    times.append(now + max(self._linger, 0.001))
-                self._rounds = self._begun
-            finally:
-                self._busy = False
+        return self._inside(self._next_round, now)
+
+    def _next_round(self, now: float) -> float:
+        """When the sender has something to do again.  Under the producer's lock."""
+        times = [lane.batch.deadline for lane in self._active if lane.batch is not self._closed_batch]
+        closed = [lane for lane in self._active if lane.queue and not lane.queue[0].open and not lane.turn.locked()]
+        times += [lane.next_try() or now for lane in closed]
+        if not self._active:
+            self._sender.keeper = None
+        if not times and self._begun != self._rounds:  # busy, though nothing is open now: one more round spares a call
+            times.append(now + max(self._linger, 0.001))
+        self._rounds = self._begun
         return min(times, default=_FOREVER)
 
     def _write_now(self, batch: RecordBatch, deadline: float) -> None:
@@ -259,23 +245,19 @@ class Accumulator:
         if left <= 0:
             reason = lane.trouble or "another thread is writing"
             raise StreamlogTimeoutError(f"a record of {lane.name} is not written yet: {reason}")
-        if lane.turn.locked() or lane.tries or (self._is_entered()):
+        if lane.turn.locked() or lane.tries or self._is_entered():
             try:
                 batch.wait(min(left, PATIENCE))
             except StreamlogTimeoutError:
                 return
         if batch.open and not lane.turn.locked():
-            while self._busy:
-                sleep(PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    if batch.open:
-                        self._end(lane)
-                finally:
-                    self._busy = False
+            self._inside(self._end_if_open, batch)
         if not batch.written and not lane.tries:
             lane.drain(wait=True, until=batch)
+
+    def _end_if_open(self, batch: RecordBatch) -> None:
+        if batch.open:
+            self._end(batch.lane)
 
     def _abandon(self, reason: str) -> None:
         """Take nothing more; fail what is left."""
@@ -295,25 +277,22 @@ class Accumulator:
             if not held[0]:
                 return
             lane.holder = get_ident()
-            while self._busy:
-                sleep(PAUSE)
-            with self._lock:
-                self._busy = True
-                try:
-                    self._end(lane)
-                    left = list(lane.queue)
-                    self.dropped += sum(batch.records for batch in left)
-                    lane.queue.clear()
-                    self._active.pop(lane, None)
-                finally:
-                    self._busy = False
-            for batch in left:
+            for batch in self._inside(self._clear, lane):
                 batch.written = True
                 batch.finish(ClosedError(f"the producer was closed before the record was written: {self._closed_reason}"))
         finally:
             if True in held:
                 lane.holder = 0
                 lane.turn.release()
+
+    def _clear(self, lane: Lane) -> list[RecordBatch]:
+        """Take everything off a queue.  Under the producer's lock."""
+        self._end(lane)
+        left = list(lane.queue)
+        self.dropped += sum(batch.records for batch in left)
+        lane.queue.clear()
+        self._active.pop(lane, None)
+        return left
 
     # ---- a thread inside its own `send` ------------------------------------------------------------------------------------
 
@@ -355,24 +334,21 @@ class Accumulator:
         """Queue what was sent from inside `send`."""
         if self._is_entered():
             return
-        lanes = []
-        while self._busy:
-            sleep(PAUSE)
-        with self._lock:
-            self._busy = True
-            try:
-                while self._aside:
-                    batch = self._aside[0]
-                    lane = batch.lane
-                    self._end(lane)
-                    if not (lane.queue and lane.queue[-1] is batch):  # it is, where an exception broke this off
-                        self._enqueue(lane, batch)
-                    self._aside.popleft()
-                    lanes.append(lane)
-            finally:
-                self._busy = False
-        for lane in lanes:
+        for lane in self._inside(self._queue_aside):
             lane.drain()
+
+    def _queue_aside(self) -> list[Lane]:
+        """Returns the lanes that got something.  Under the producer's lock."""
+        lanes = []
+        while self._aside:
+            batch = self._aside[0]
+            lane = batch.lane
+            self._end(lane)
+            if not (lane.queue and lane.queue[-1] is batch):  # it is, where an exception broke this off
+                self._enqueue(lane, batch)
+            self._aside.popleft()
+            lanes.append(lane)
+        return lanes
 
 
 LOCKING: set[CodeType] = set()

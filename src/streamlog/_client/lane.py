@@ -79,7 +79,7 @@ class Lane:
         With the partition's lock taken elsewhere, or this thread inside a locked section, the queue is left to the sender.
         """
         producer = self.producer
-        if get_ident() in locks.inside or (producer._busy and producer._is_inside()):
+        if get_ident() in locks.inside or producer._is_entered():
             producer._sender.expect(0.0)
             return
         while self.queue and not self.queue[0].open:
@@ -94,7 +94,7 @@ class Lane:
                 if batches and batches[-1].open:
                     batches.pop()
                 blocked = self._write(batches, wait)
-                producer._settle(self, batches)
+                producer._inside(producer._settle, self, batches)
             finally:
                 if True in held:
                     self.holder = 0
@@ -148,9 +148,8 @@ class Lane:
             for batch in reversed(written):  # the last first: its sync covers the others
                 self.log.wait_synced(batch, self.producer._delivery)
         except (StreamlogError, OSError) as error:
-            self.failed = True
             for batch in written:
-                batch.error = error
+                self._fail(batch, error)
 
     def _append(self, batch: RecordBatch, wait: bool) -> bool:
         """Write one batch; False: not yet.  An error that does not go away is the batch's."""
@@ -177,11 +176,15 @@ class Lane:
         except (StreamlogError, OSError) as error:
             if isinstance(error, OSError) and error.errno is None and not isinstance(error, StreamlogError):
                 raise  # no call's: a signal handler's, an alarm's TimeoutError for one
-            self.failed = self.failed or batch.producer[0] >= 0
-            batch.error = error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {self.name}: {error}")
+            self._fail(batch, error if isinstance(error, StreamlogError) else DiskFailedError(f"append to {self.name}: {error}"))
         if self.trouble is not None:
             self.tries, self.trouble = 0, None
         return True
+
+    def _fail(self, batch: RecordBatch, error: BaseException) -> None:
+        """A batch has failed.  First the lane: a batch without an error yet is tried again, in the place that it has."""
+        self.failed = self.failed or batch.producer[0] >= 0
+        batch.error = error
 
     # ---- sequences -----------------------------------------------------------------------------------------------------------
 
@@ -221,8 +224,7 @@ class Lane:
             if not expired and self.tries <= config.retries:
                 self.retries += 1
                 return False
-        self.failed = self.failed or batch.producer[0] >= 0
-        batch.error = error
+        self._fail(batch, error)
         self.tries, self.trouble = 0, None
         return True
 
