@@ -16,6 +16,20 @@ import streamlog
 LONG = os.environ.get("STREAMLOG_LONG") == "1"
 
 
+def records_of(cluster: streamlog.Cluster, topic: str = "t", **config: object) -> list[streamlog.Record]:
+    """All records of a topic, in order within each partition."""
+    with cluster.consumer(topic, auto_offset_reset="earliest", **config) as consumer:
+        records: list[streamlog.Record] = []
+        while found := consumer.poll():
+            records += found
+        return records
+
+
+def values_of(cluster: streamlog.Cluster, topic: str = "t") -> list[bytes]:
+    """Their values."""
+    return [record.value for record in records_of(cluster, topic)]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slow" in item.keywords and not LONG:
@@ -48,13 +62,5 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def read_all() -> Callable[..., list[streamlog.Record]]:
-    """All records of a topic, in order within each partition."""
-
-    def read(cluster: streamlog.Cluster, topic: str, **config: object) -> list[streamlog.Record]:
-        with cluster.consumer(topic, auto_offset_reset="earliest", **config) as consumer:
-            records: list[streamlog.Record] = []
-            while found := consumer.poll():
-                records += found
-            return records
-
-    return read
+    """`records_of`."""
+    return records_of

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from conftest import values_of
 from streamlog._client.batch import RECORD_MEMORY
 from streamlog.cluster import Cluster, _Place
 from streamlog.errors import StorageFullError
@@ -98,11 +99,7 @@ def test_a_full_buffer_blocks_then_says_why(place: Path) -> None:
             assert metrics.buffer_available_bytes < 5000
             fs.clear()
             producer.send("t", b"last").result()
-        with cluster.consumer("t", auto_offset_reset="earliest") as consumer:
-            records = []
-            while found := consumer.poll():
-                records += found
-        assert [record.value for record in records] == [b"first", *[bytes(100)] * accepted, b"last"], "what was accepted is there"
+        assert values_of(cluster) == [b"first", *[bytes(100)] * accepted, b"last"], "what was accepted is there"
 
 
 def test_who_waits_goes_on_when_there_is_room(place: Path) -> None:

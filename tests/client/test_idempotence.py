@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from conftest import records_of, values_of
 from streamlog._format import names
 from streamlog.cluster import Cluster, _Place
 from streamlog.errors import DiskFailedError, StorageFullError
@@ -46,14 +47,6 @@ def raising(at: int, phase: str, error: type[BaseException]) -> Callable[[int, s
             raise error(f"injected at {name}")
 
     return hook
-
-
-def values_of(cluster: streamlog.Cluster, topic: str = "t") -> list[bytes]:
-    with cluster.consumer(topic, auto_offset_reset="earliest") as consumer:
-        values: list[bytes] = []
-        while found := consumer.poll():
-            values += [record.value for record in found]
-        return values
 
 
 @pytest.mark.parametrize(("error", "other"), [(StorageFullError, False), (Interruption, False), (Interruption, True)])
@@ -177,10 +170,7 @@ def test_threads_and_faults_keep_order_and_count(round_: int, place: Path, seed:
                 thread.join()
             producer.flush()
             steps.hook = None
-        with cluster.consumer("t", auto_offset_reset="earliest") as consumer:
-            records: list[streamlog.Record] = []
-            while found := consumer.poll():
-                records += found
+        records = records_of(cluster)
         at = {(record.partition, record.offset): record.value for record in records}
         assert len({record.value for record in records}) == len(records), "no record twice"
         for number, sent in enumerate(deliveries):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from conftest import values_of
 from streamlog._format import names
 from streamlog._log.producer_state import ProducerStateManager
 from streamlog.cluster import Cluster, _Place
@@ -20,14 +21,6 @@ LONG_MAX = 2**63 - 1
 
 class Interruption(BaseException):
     """As Ctrl-C."""
-
-
-def values_of(log: streamlog.Cluster, topic: str = "t") -> list[bytes]:
-    with log.consumer(topic, auto_offset_reset="earliest") as consumer:
-        values: list[bytes] = []
-        while found := consumer.poll():
-            values += [record.value for record in found]
-        return values
 
 
 def held_up(log: streamlog.Cluster, producer: Producer, value: bytes) -> tuple[streamlog.Delivery, object]:
