@@ -7,16 +7,23 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from streamlog._format.transaction_index import Aborted
+
 from streamlog._client.groups import Groups
+from streamlog._client.transactions import Transactions
 from streamlog._coord.group import Group
 from streamlog._coord.offsets import OffsetsLog
+from streamlog._coord.transaction import ONGOING, PREPARING
+from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._format import batch as fmt
 from streamlog._format import checkpoint, names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
+from streamlog._format.control import is_commit
 from streamlog._log.partition import PartitionLog
 from streamlog._log.producer_state import ProducerStates, snapshots_that_count
 from streamlog._log.segment import SegmentView
-from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, POSITION, SEGMENT, START, SYNCED
+from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, OPEN, POSITION, SEGMENT, START, SYNCED
+from streamlog._log.transactions import read_index
 from streamlog._os import files
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
@@ -32,9 +39,7 @@ from streamlog.errors import (
 from streamlog.types import Finding, TopicPartition
 
 
-def check(
-    location: str | os.PathLike[str] | Cluster, *, progress: Callable[[int, int], None] | None = None
-) -> list[Finding]:
+def check(location: str | os.PathLike[str] | Cluster, *, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """Verify every checksum and every invariant; an empty list means that all hold.
 
     Other processes may go on writing meanwhile.  `progress` is called with the bytes done and the bytes in all.
@@ -55,6 +60,8 @@ class _Check:
         self._done = self._total = 0
         self._producers = ProducerStates()  # of the log that is being looked at, up to where that is
         self._snapshots: list[ProducerStates] = []  # that are still to come
+        self._aborted: list[Aborted] = []  # transactions whose abort marker stands in the segment that is being looked at
+        self._whole = True  # no damage so far: of what is missing nobody knows what it was
 
     def run(self) -> list[Finding]:
         """Check metadata, directories, then each partition."""
@@ -72,6 +79,7 @@ class _Check:
             except (StorageError, FileNotFoundError) as error:
                 self._found("I1", log.directory, str(error))
         self._check_groups()
+        self._check_transactions()
         return self._findings
 
     def _found(self, invariant: str, path: str, message: str) -> None:
@@ -98,6 +106,7 @@ class _Check:
         bases = log.segments()
         offset, epoch = bases[0], 0
         self._producers, self._snapshots = ProducerStates(), snapshots_that_count(log, seen[HWM])
+        self._whole = True
         for base, limit in zip(bases, [*bases[1:], None]):
             if base != offset:
                 self._found("I1", log.directory, f"a segment ends at offset {offset}, the next begins at {base}")
@@ -107,7 +116,7 @@ class _Check:
 
     @staticmethod
     def _words(log: PartitionLog) -> list[int]:
-        return [log.words[number] for number in range(SYNCED + 1)]
+        return log.words[: OPEN + 1].tolist()
 
     def _check_segment(self, log: PartitionLog, base: int, limit: int | None, epoch: int, seen: list[int]) -> tuple[int, int]:
         """I1, I3, I4, I6: header, batches one after the other, checksums, columns, index.  Returns end offset and epoch."""
@@ -130,7 +139,7 @@ class _Check:
                 self._found("I6", view.path, f"position {position}, offset {offset}: cannot be looked into: {error}")
             except (ValueError, UnknownVersionError) as error:
                 self._found("I3", view.path, f"position {position}, offset {offset}: {error}")
-                self._producers, self._snapshots = ProducerStates(), []  # what is missing cannot be counted in
+                self._producers, self._snapshots, self._whole = ProducerStates(), [], False  # what is missing cannot be counted in
                 beyond = view.after_damage(position, offset, min(ahead, view.size))
                 if beyond is None:
                     return end, header.leader_epoch
@@ -143,25 +152,31 @@ class _Check:
         if offset != end:
             self._found("I1", view.path, f"its batches end at offset {offset}, it ends at {end}")
         self._check_index(view, positions)
+        self._check_transaction_index(log, base, offset)
         return offset, header.leader_epoch
 
     def _check_producer(self, log: PartitionLog, path: str, batch: fmt.Batch) -> None:
         """I11: a producer's batches follow one another.  I12: snapshots are the fold of what is below them."""
         states = self._producers
-        if batch.producer_id >= 0:
+        if batch.attributes & fmt.CONTROL:
+            first = states.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
+            if first >= 0 and not is_commit(batch):
+                self._aborted.append((batch.producer_id, first, batch.base_offset))
+        elif batch.producer_id >= 0:
             producer, count = (batch.producer_id, batch.base_sequence, batch.producer_epoch), batch.last_offset_delta + 1
             entry = states.entries.get(batch.producer_id)
             expires = log.settings.producer_id_expiration_ms
-            if entry is not None and batch.max_timestamp - entry[2][-1][3] < expires:
+            if entry is not None and batch.max_timestamp - entry[4] < expires:
                 try:
                     if states.check(producer, count) is not None:
                         self._found("I11", path, f"offset {batch.base_offset}: a batch of producer {batch.producer_id} is there twice")
                 except (OutOfOrderSequenceError, InvalidProducerEpochError) as error:
                     self._found("I11", path, f"offset {batch.base_offset}: {error}")
-            states.record(producer, count, batch.base_offset, batch.max_timestamp)
+            states.count(batch)
         while self._snapshots and self._snapshots[0].offset <= batch.next_offset:
             snapshot = self._snapshots.pop(0)
-            if snapshot.offset == batch.next_offset and not snapshot.entries.items() <= states.entries.items():  # who expired is not in it
+            same = snapshot.entries.items() <= states.entries.items() and snapshot.open == states.open  # who expired is not in it
+            if snapshot.offset == batch.next_offset and not same:
                 self._found("I12", f"{log.directory}/{names.snapshot(snapshot.offset)}", "it is not the fold of the batches below it")
 
     @staticmethod
@@ -189,8 +204,17 @@ class _Check:
                 self._found("I4", view.path, f"index entry {number} {entry} after {last}")
             last = entry
 
+    def _check_transaction_index(self, log: PartitionLog, base: int, end: int) -> None:
+        """I13: a segment's transaction index has the transactions whose abort marker stands in the segment."""
+        aborted, self._aborted = self._aborted, []
+        entries = read_index(log, base)
+        found = {entry for entry in entries or () if entry[2] < end}
+        if self._whole and entries is not None and found != set(aborted):
+            path = f"{log.directory}/{names.transaction_index(base)}"
+            self._found("I13", path, f"it has {sorted(found)}, the segment's markers abort {sorted(aborted)}")
+
     def _check_words(self, log: PartitionLog, seen: list[int], offset: int, epoch: int) -> None:
-        """I2, I7: the words agree with the log, where nobody is inside."""
+        """I2, I7, I14: the words agree with the log, where nobody is inside."""
         path = f"{log.directory} (state)"
         if seen[DIRTY] or seen[FAILED] or seen[BOOT] != log.boot:
             return  # the next one inside derives them anew
@@ -198,6 +222,9 @@ class _Check:
             self._found("I2", path, f"start {seen[START]}, synced {seen[SYNCED]}, high watermark {seen[HWM]}, end {seen[END]}")
         if (offset, epoch) != (seen[END], seen[EPOCH]):
             self._found("I7", path, f"the log ends at {offset} in epoch {epoch}, the words say {seen[END]} in {seen[EPOCH]}")
+
+        if self._whole and seen[OPEN] != self._producers.first_open() + 1:
+            self._found("I14", path, f"open transactions begin at {self._producers.open}, the words say {seen[OPEN] - 1}")
 
     def _check_epochs(self, log: PartitionLog) -> None:
         """I5: epochs and their starts rise."""
@@ -212,7 +239,7 @@ class _Check:
     def _check_groups(self) -> None:
         """I9: each group's live state.  I10: a fold that begins at the snapshot is the fold of everything."""
         topic = self._home.metadata.topics.get(names.OFFSETS_TOPIC)
-        groups = Groups(self._home)
+        groups = Groups(self._home, Transactions(self._home))
         for number in range(0 if topic is None else topic.partitions):
             assert topic is not None
             log = self._home.log(topic, number, self._timeout)
@@ -229,6 +256,30 @@ class _Check:
                 if files.exists(path):
                     group = groups.coordinator(group_id, self._timeout).change(self._timeout, lambda group: (group, None))[0]
                     self._check_group(group, path)
+
+    def _check_transactions(self) -> None:
+        """I15: the states of transactional ids."""
+        topic = self._home.metadata.topics.get(names.TRANSACTIONS_TOPIC)
+        owners: dict[int, str] = {}
+        for number in range(0 if topic is None else topic.partitions):
+            assert topic is not None
+            log = self._home.log(topic, number, self._timeout)
+            end = log.high_watermark
+            found, whole = TransactionsLog(log), TransactionsLog(log, use_snapshot=False)
+            try:
+                found.refresh(self._timeout)
+                whole.refresh(self._timeout)
+            except (StorageError, ValueError, TypeError) as error:
+                self._found("I15", log.directory, f"its records cannot be folded: {error}")
+                continue
+            if sorted(found.all()) != sorted(whole.all()) and log.high_watermark == end:
+                self._found("I15", f"{log.directory}/{names.TRANSACTIONS_SNAPSHOT}", "the snapshot is not the fold of the records before it")
+            for transaction in whole.all():
+                other = owners.setdefault(transaction.producer_id, transaction.transactional_id)
+                if other != transaction.transactional_id:
+                    self._found("I15", log.directory, f"{other!r} and {transaction.transactional_id!r} share producer id {transaction.producer_id}")
+                if bool(transaction.partitions) != (transaction.state in (ONGOING, *PREPARING)):
+                    self._found("I15", log.directory, f"{transaction.transactional_id!r}: {transaction.state} with {transaction.partitions}")
 
     def _check_group(self, group: Group, path: str) -> None:
         owners: dict[TopicPartition, str] = {}

@@ -11,9 +11,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._client.groups import Groups
+    from streamlog._client.transactions import Transactions
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
-    from streamlog.types import GroupDescription, GroupListing, OffsetAndMetadata, TopicPartition
+    from streamlog.types import (
+        GroupDescription,
+        GroupListing,
+        HangingTransaction,
+        OffsetAndMetadata,
+        TopicPartition,
+        TransactionDescription,
+        TransactionListing,
+    )
 
 from streamlog._format import names
 from streamlog._log.partition import PartitionLog
@@ -116,9 +125,7 @@ class Cluster:
     process opens it again) and used after a fork (it opens itself again in the child on first use).
     """
 
-    def __init__(
-        self, place: _Place, *, create: bool = True, options: Mapping[str, Any] | None = None, fs: FileSystem = LOCAL
-    ) -> None:
+    def __init__(self, place: _Place, *, create: bool = True, options: Mapping[str, Any] | None = None, fs: FileSystem = LOCAL) -> None:
         self._place, self._options, self._fs = place, dict(options or {}), fs
         self.location = place.location
         self.timeout = 60.0
@@ -127,15 +134,14 @@ class Cluster:
         self._closed = False
         self._home_of_process: Home | None = None
         self._groups_of_home: Groups | None = None
+        self._transactions_of_home: Transactions | None = None
         self._enter(create)
 
     def _enter(self, create: bool) -> None:
         place = self._place
         if not place.unsafe_filesystem:
             files.check_file_system(files.nearest_existing(place.path))
-        self._home_of_process = Home(
-            self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away
-        )
+        self._home_of_process = Home(self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away)
 
     @property
     def _home(self) -> Home:
@@ -175,9 +181,7 @@ class Cluster:
 
     # ---- topics --------------------------------------------------------------------------------------------------------------
 
-    def create_topic(
-        self, name: str, partitions: int = 1, replication_factor: int = 1, exist_ok: bool = False, **topic_config: Any
-    ) -> Topic:
+    def create_topic(self, name: str, partitions: int = 1, replication_factor: int = 1, exist_ok: bool = False, **topic_config: Any) -> Topic:
         """Create a topic; it is on the disk before this returns.
 
         With `exist_ok` a topic of this name is returned as it is, whatever its partitions and configuration.
@@ -238,7 +242,8 @@ class Cluster:
         from streamlog.config import ProducerConfig
         from streamlog.producer import Producer
 
-        made = Producer(self._home, ProducerConfig({**_mapping(config), **options}))
+        checked = ProducerConfig({**_mapping(config), **options})
+        made = Producer(self._home, checked, None if checked.transactional_id is None else self._groups)
         self._children.add(made)
         return made
 
@@ -252,7 +257,7 @@ class Cluster:
 
         checked = ConsumerConfig({**_mapping(config), **options})
         home = self._home
-        made = Consumer(home, checked, None if checked.group_id is None else self._groups)
+        made = Consumer(home, checked, self._transactions, None if checked.group_id is None else self._groups)
         self._children.add(made)
         if topics:
             try:
@@ -270,7 +275,7 @@ class Cluster:
         if found is None or found.home is not home:
             from streamlog._client.groups import Groups  # here: 5 ms that only users of groups pay
 
-            found = self._groups_of_home = Groups(home)
+            found = self._groups_of_home = Groups(home, self._transactions)
         self._refreshed()
         return found
 
@@ -298,8 +303,49 @@ class Cluster:
         self._groups.existing(group_id, self.timeout).delete(self.timeout)
 
     def maintain(self) -> None:
-        """Do now what time asks for: drop offsets that have expired (`offsets_retention_minutes`), and groups that have none left."""
+        """Do now what time asks for: end transactions that are over, forget transactional ids that nobody uses
+        (`transactional_id_expiration_ms`), drop offsets that have expired (`offsets_retention_minutes`), and groups that have none left.
+        """
+        self._transactions.maintain(self.timeout)
         self._groups.maintain(self.timeout)
+
+    # ---- transactions ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _transactions(self) -> Transactions:
+        home, found = self._home, self._transactions_of_home
+        if found is None or found.home is not home:
+            from streamlog._client.transactions import Transactions  # here: opening a cluster needs none
+
+            found = self._transactions_of_home = Transactions(home)
+        return found
+
+    def transactions(self) -> list[TransactionListing]:
+        """The transactional ids, sorted, with their states."""
+        return self._transactions.listing(self.timeout)
+
+    def describe_transaction(self, transactional_id: str) -> TransactionDescription:
+        """Producer, state and partitions of a transactional id.  Raises TransactionalIdNotFoundError."""
+        return self._transactions.describe(transactional_id, self.timeout)
+
+    def abort_transaction(self, transactional_id: str) -> None:
+        """Abort what a transactional id has open; its producer is fenced.  One that is prepared is carried out.
+
+        Raises: TransactionalIdNotFoundError.
+        """
+        self._transactions.existing(transactional_id, self.timeout)
+        self._transactions.settled(transactional_id, self.timeout, abort=True)
+
+    def hanging_transactions(self) -> list[HangingTransaction]:
+        """Open transactions of which their transactional ids know nothing.  A reader that is held up by one ends it."""
+        return self._transactions.hanging(self.timeout)
+
+    def end_hanging_transaction(self, topic: str, partition: int, first_offset: int) -> None:
+        """End a hanging transaction: by the outcome that its transactional id has on record, else by an abort.
+
+        Raises: TransactionalIdNotFoundError where none begins there.
+        """
+        self._transactions.end_hanging(topic, partition, first_offset, self.timeout)
 
     # ---- the whole -------------------------------------------------------------------------------------------------------------
 
@@ -321,7 +367,7 @@ class Cluster:
             self._closed = True
             if self._groups_of_home is not None and self._groups_of_home.home is home and home is not None and not home.closed:
                 self._groups_of_home.close()
-            self._groups_of_home = None
+            self._groups_of_home = self._transactions_of_home = None
             if home is not None and home.closed:
                 home.abandon()
             elif home is not None:

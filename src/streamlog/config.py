@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any, ClassVar
 
-from streamlog.errors import ConfigurationError, InvalidConfigError, UnknownConfigError
+from streamlog.errors import ConfigurationError, InvalidConfigError, InvalidTransactionTimeoutError, UnknownConfigError
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -27,8 +27,10 @@ class Field:
         self.check, self.default, self.doc, self.effective = check, default, doc, effective
 
 
-def number(default: int | None, low: int, high: int, doc: str, *, effective: bool = True) -> Any:
-    """A whole number in [low, high]; a string of digits is taken too."""
+def number(
+    default: int | None, low: int, high: int, doc: str, error: type[ConfigurationError] = InvalidConfigError, *, effective: bool = True
+) -> Any:
+    """A whole number in [low, high]; a string of digits is taken too.  Out of range is an `error`."""
 
     def check(name: str, value: Any) -> int | None:
         if value is None and default is None:
@@ -38,7 +40,7 @@ def number(default: int | None, low: int, high: int, doc: str, *, effective: boo
         if isinstance(value, bool) or not isinstance(value, int):
             raise InvalidConfigError(f"{name}={value!r}: a whole number in [{low}, {high}] is wanted")
         if not low <= value <= high:
-            raise InvalidConfigError(f"{name}={value}: out of range [{low}, {high}]")
+            raise error(f"{name}={value}: out of range [{low}, {high}]")
         return value
 
     return Field(check, default, doc, effective)
@@ -214,6 +216,7 @@ class ClusterConfig(Config):
     offsets_retention_minutes: int = number(10_080, 1, INT32_MAX, "A group without members keeps its offsets this long (minutes).")
     producer_id_expiration_ms: int = number(86_400_000, 1, INT32_MAX, "Sequences of a producer that writes no more are forgotten (ms).")
     offsets_topic_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic that keeps committed offsets.")
+    transactional_id_expiration_ms: int = number(604_800_000, 1, INT32_MAX, "A transactional id that nobody uses is forgotten (ms).")
     transaction_state_log_num_partitions: int = number(8, 1, 10_000, "Partitions of the topic of transaction states.")
     replica_lag_time_max_ms: int = number(30_000, 1, INT64_MAX, "A follower that lags longer leaves the in-sync set (ms).")
 
@@ -264,7 +267,8 @@ class ProducerConfig(Config):
     retries: int = number(INT32_MAX, 0, INT32_MAX, "How often a write that may yet succeed is tried again.")
     retry_backoff_max_ms: int = number(1_000, 0, INT32_MAX, "Longest pause between tries (ms).")
     retry_backoff_ms: int = number(100, 0, INT32_MAX, "First pause between tries (ms); doubles up to `retry_backoff_max_ms`.")
-    transactional_id: None = absent(None, "transactions are")
+    transaction_timeout_ms: int = number(60_000, 1, 900_000, "An open transaction is aborted after so long (ms).", InvalidTransactionTimeoutError)
+    transactional_id: str | None = text(None, "Makes a transactional producer; who has the id later fences who had it before.")
     value_serializer: Any = serde("Callable or name that turns values into bytes.")
     max_in_flight_requests_per_connection: int = number(5, 1, INT32_MAX, "Without effect: no network.", effective=False)
     metadata_max_age_ms: int = number(300_000, 0, INT64_MAX, "Without effect: changes are seen at once.", effective=False)
@@ -283,7 +287,13 @@ class ProducerConfig(Config):
         self._validate_idempotence(given)
 
     def _validate_idempotence(self, given: set[str]) -> None:
-        """An explicit wish that cannot be had is an error; where idempotence is only the default it is off then."""
+        """An explicit wish that cannot be had is an error; where idempotence is only the default it is off then.  Transactions need it."""
+        if self.transactional_id == "":
+            raise InvalidConfigError("transactional_id='': a name, or None for a producer without transactions, is wanted")
+        if self.transactional_id is not None:
+            given = {*given, "enable_idempotence"}
+            if not self.enable_idempotence:
+                raise InvalidConfigError(f"enable_idempotence=False: transactional_id={self.transactional_id!r} wants idempotence")
         if not self.enable_idempotence:
             return
         in_flight = self.max_in_flight_requests_per_connection
@@ -293,7 +303,8 @@ class ProducerConfig(Config):
             if not enough:
                 if "enable_idempotence" in given:
                     wanted = 'acks="all"' if name == "acks" else "retries of at least 1"
-                    raise InvalidConfigError(f"{name}={value!r}: enable_idempotence=True wants {wanted}")
+                    what = "enable_idempotence=True wants" if self.transactional_id is None else f"transactional_id={self.transactional_id!r} wants"
+                    raise InvalidConfigError(f"{name}={value!r}: {what} {wanted}")
                 self.__dict__["enable_idempotence"] = False
 
 
@@ -317,9 +328,7 @@ class ConsumerConfig(Config):
     max_poll_interval_ms: int = number(300_000, 1, INT32_MAX, "Who does not poll for so long is expired by the other members (ms).")
     partition_assignment_strategy: Any = strategies("cooperative-sticky", "Assignors, the preferred first: names, classes or objects.")
     session_timeout_ms: int = number(45_000, 1, INT32_MAX, "Who is silent for so long is expired by the other members (ms).")
-    isolation_level: str = choice(
-        "read_uncommitted", ["read_uncommitted", "read_committed"], "Whether records of open transactions are shown."
-    )
+    isolation_level: str = choice("read_uncommitted", ["read_uncommitted", "read_committed"], "Whether records of open transactions are shown.")
     key_deserializer: Any = serde("Callable or name that turns key bytes into keys.")
     max_partition_fetch_bytes: int = number(1 << 20, 1, INT32_MAX, "Bytes that one poll takes from one partition.")
     max_poll_records: int = number(500, 1, INT32_MAX, "Records that one poll returns.")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from streamlog._client.groups import Groups
     from streamlog._client.membership import Membership
+    from streamlog._client.offsets import Noted, Offsets
+    from streamlog._client.transactions import Transactions
     from streamlog._coord.offsets import CommittedOffset
     from streamlog.config import ConsumerConfig
     from streamlog.metrics import ConsumerMetrics
@@ -24,6 +26,7 @@ from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
 from streamlog._client.meter import ConsumerMeter
+from streamlog._client.offsets import noted, processed
 from streamlog._client.share import Share
 from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.partition import PartitionLog
@@ -60,7 +63,7 @@ class Consumer:
     and commits nothing.
     """
 
-    def __init__(self, home: Home, config: ConsumerConfig, groups: Groups | None = None) -> None:
+    def __init__(self, home: Home, config: ConsumerConfig, transactions: Transactions, groups: Groups | None = None) -> None:
         """`groups` is there if and only if there is a `group_id`."""
         self._home, self.config, self._groups = home, config, groups
         self._metadata = home.metadata
@@ -71,7 +74,8 @@ class Consumer:
         self._closed_reason = ""
         self._busy = self._fetching = False
         self._close_asked: tuple[bool, float | None] | None = None  # inside another call
-        self._fetcher = Fetcher(home, config)
+        self._committed_only = config.isolation_level == "read_committed"
+        self._fetcher = Fetcher(home, config, transactions.look_into)
         self._meter = ConsumerMeter()
         self._subscribed: set[str] = set()
         self._pattern: Any = None
@@ -417,39 +421,41 @@ class Consumer:
         if callback is not None:
             self._callbacks.append(lambda: callback(wanted, error))
 
+    @exclusive(keep_chunk=True)
+    def _for_transaction(self) -> tuple[Offsets, Noted, GroupMetadata]:
+        """What a producer commits for this consumer: all that it has returned, with the generations in which that was noted."""
+        self._need_group()
+        if self.config.enable_auto_commit:
+            raise InvalidStateError("the consumer commits by itself, whatever becomes of the transaction: make it with enable_auto_commit=False")
+        wanted = self._to_commit(None)
+        record = self._record_in_hand()
+        if record is not None:
+            wanted[TopicPartition(record.topic, record.partition)] = OffsetAndMetadata(record.offset + 1, record.leader_epoch)
+        member = self._member()
+        written, noted = self._noted(wanted, member, explicit=False)
+        metadata = member.metadata()
+        if self._is_subscribed() and not metadata.member_id:
+            metadata = metadata._replace(member_id="-")  # it was in the group, or will be; nobody may be
+        return written, noted, metadata
+
+    def _record_in_hand(self) -> Record | None:
+        """What a `for` loop has in hand, unless only stored offsets count."""
+        handed = len(self._chunk) - length_hint(self._chunk_left)
+        return self._chunk[handed - 1] if handed and not self._stores else self._in_hand
+
     def _to_commit(self, offsets: Mapping[Any, Any] | None) -> dict[TopicPartition, OffsetAndMetadata]:
         self._need_group()
         if offsets is None:
             self._count_handed()
             if self._chunk:
                 self._count_chunk()
-            return self._processed(self._fetcher.rotation)
+            return processed(self._fetcher.rotation)
         self._metadata.refresh(self._timeout)
         return checked_offsets(offsets, self._metadata)
 
-    @staticmethod
-    def _processed(cursors: Iterable[Cursor]) -> dict[TopicPartition, OffsetAndMetadata]:
-        return {
-            cursor.tp: OffsetAndMetadata(cursor.processed, None if cursor.epoch < 0 else cursor.epoch)
-            for cursor in cursors
-            if cursor.processed is not None
-        }
-
     def _commit(self, offsets: dict[TopicPartition, OffsetAndMetadata], timeout: float, *, explicit: bool = False) -> None:
-        """Commit under the ids of the topics that were read.  What was deleted since is left out, or, if `explicit`, an error."""
-        from streamlog._client.groups import committed_offset
-
-        now, member, cursors = self._home.clock.now_ms(), self._member(), self._fetcher.cursors
-        written, noted = {}, {}
-        for tp, offset in offsets.items():
-            cursor, topic = cursors.get(tp), self._metadata.topics.get(tp.topic)
-            if topic is None or (cursor is not None and cursor.topic_id != topic.topic_id):
-                if explicit:
-                    raise UnknownTopicOrPartitionError(f"topic {tp.topic!r} was deleted since {tp.topic}-{tp.partition} was assigned; poll again")
-                continue
-            own = cursor is not None and cursor.processed == offset.offset
-            noted[tp] = cursor.generation if own and cursor is not None else member.generation
-            written[topic.topic_id, tp.partition] = committed_offset(offset, now)
+        member, cursors = self._member(), self._fetcher.cursors
+        written, noted = self._noted(offsets, member, explicit=explicit)
         if not written:
             return
         if self._is_subscribed():
@@ -461,13 +467,17 @@ class Consumer:
             if tp in cursors:
                 cursors[tp].committed = offsets[tp].offset
 
+    def _noted(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], member: Membership, *, explicit: bool) -> tuple[Offsets, Noted]:
+        now = self._home.clock.now_ms()
+        return noted(offsets, self._fetcher.cursors, self._metadata, member.generation, now, explicit=explicit)
+
     def _commit_by_itself(self, timeout: float, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Auto-commit of what is processed and not committed yet.  What goes wrong is logged: the records are read again."""
         if self._groups is None or not self.config.enable_auto_commit or self._home.closed:
             return
         cursors = self._fetcher.cursors
         chosen = cursors.values() if partitions is None else [cursors[tp] for tp in partitions if tp in cursors]
-        offsets = self._processed([cursor for cursor in chosen if cursor.processed != cursor.committed])
+        offsets = processed([cursor for cursor in chosen if cursor.processed != cursor.committed])
         try:
             if offsets:
                 self._commit(offsets, timeout)
@@ -482,7 +492,7 @@ class Consumer:
             self._callbacks.pop(0)()
 
     def _committed_of(self, cursor: Cursor) -> CommittedOffset | None:
-        return self._member().coordinator.offset_of(cursor.topic_id, cursor.tp.partition, self._timeout)
+        return self._member().coordinator.start_offset(cursor.topic_id, cursor.tp.partition, self._timeout)
 
     @exclusive(keep_chunk=True)
     def committed(self, tp: TopicPartition | tuple[str, int]) -> OffsetAndMetadata | None:
@@ -612,7 +622,10 @@ class Consumer:
 
     @exclusive()
     def position(self, tp: TopicPartition | tuple[str, int]) -> int:
-        """Offset of the next record to be returned."""
+        """Offset of the next record to be returned.
+
+        Raises: UnstableOffsetCommitError: an open transaction of the group decides on it.
+        """
         cursor = self._known(tp)
         if cursor.position is None:
             self._fetcher.begin(cursor)
@@ -631,14 +644,14 @@ class Consumer:
 
     def seek_to_end(self, *partitions: TopicPartition | tuple[str, int]) -> None:
         """Go to the end; without partitions: in all assigned."""
-        self._move(partitions, lambda cursor: end_offset(cursor.log, self._timeout))
+        self._move(partitions, lambda cursor: self._end_of(cursor.log))
 
     def seek_to_time(self, timestamp_ms: int) -> None:
         """Go to the first record at or after a time (ms) in all assigned partitions; to the end where there is none."""
 
         def place(cursor: Cursor) -> int:
-            found = offset_for_time(cursor.log, timestamp_ms, self._timeout)
-            return end_offset(cursor.log, self._timeout) if found is None else found.offset
+            found = offset_for_time(cursor.log, timestamp_ms, self._timeout, committed=self._committed_only)
+            return self._end_of(cursor.log) if found is None else found.offset
 
         self._move((), place)
 
@@ -680,7 +693,7 @@ class Consumer:
 
     def lag(self) -> dict[TopicPartition, int]:
         """Records between position and end, by assigned partition."""
-        return {tp: max(0, end_offset(cursor.log, self._timeout) - self.position(tp)) for tp, cursor in list(self._fetcher.cursors.items())}
+        return {tp: max(0, self._end_of(cursor.log) - self.position(tp)) for tp, cursor in list(self._fetcher.cursors.items())}
 
     def metrics(self) -> ConsumerMetrics:
         """What this consumer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
@@ -691,17 +704,19 @@ class Consumer:
         return {tp: beginning_offset(log, self._timeout) for tp, log in self._logs(partitions)}
 
     def end_offsets(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> dict[TopicPartition, int]:
-        """Offset after the last visible record, by partition, assigned or not."""
-        return {tp: end_offset(log, self._timeout) for tp, log in self._logs(partitions)}
+        """Offset after the last visible record, by partition, assigned or not; under "read_committed" the last stable offset."""
+        return {tp: self._end_of(log) for tp, log in self._logs(partitions)}
 
-    def offsets_for_times(
-        self, times: Mapping[TopicPartition | tuple[str, int], int]
-    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+    def _end_of(self, log: PartitionLog) -> int:
+        return end_offset(log, self._timeout, committed=self._committed_only)
+
+    def offsets_for_times(self, times: Mapping[TopicPartition | tuple[str, int], int]) -> dict[TopicPartition, OffsetAndTimestamp | None]:
         """The first record at or after a time (ms), by partition; None where there is none."""
         if not hasattr(times, "values"):
             raise ConfigurationError(f"times={times!r}: a mapping of partitions to milliseconds is wanted")
         found = zip(self._logs(times), times.values())
-        return {tp: offset_for_time(log, timestamp_ms, self._timeout) for (tp, log), timestamp_ms in found}
+        committed = self._committed_only
+        return {tp: offset_for_time(log, timestamp_ms, self._timeout, committed=committed) for (tp, log), timestamp_ms in found}
 
     @exclusive()
     def _logs(self, partitions: Iterable[Any]) -> list[tuple[TopicPartition, PartitionLog]]:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 from streamlog._format import batch as fmt
-from streamlog._format import checkpoint, compression, index, names
+from streamlog._format import checkpoint, compression, index, names, transaction_index
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
+from streamlog._format.control import is_commit
 from streamlog._format.producer_snapshot import SNAPSHOT_MAGIC, ProducerSnapshot
 from streamlog._log import state
 from streamlog._os.files import LOCAL, PAGE
@@ -26,7 +27,8 @@ from streamlog.errors import UnsupportedCompressionError
 from streamlog.record_batch import to_records
 
 _FLAGS = {
-    "log-append-time": fmt.LOG_APPEND_TIME, "offsets": fmt.HAS_OFFSETS, "timestamps": fmt.HAS_TIMESTAMPS,
+    "log-append-time": fmt.LOG_APPEND_TIME, "transactional": fmt.TRANSACTIONAL, "control": fmt.CONTROL,
+    "offsets": fmt.HAS_OFFSETS, "timestamps": fmt.HAS_TIMESTAMPS,
     "keys": fmt.HAS_KEYS, "values": fmt.HAS_VALUES, "headers": fmt.HAS_HEADERS,
 }  # fmt: skip
 
@@ -181,7 +183,12 @@ def _batch(file: _FileDump, position: int, batch: Batch, metadata: bool) -> None
         f"timestamp {batch.base_timestamp} max {batch.max_timestamp} leader epoch {batch.leader_epoch} producer {producer} "
         f"columns [{flags}] codec {codec} uncompressed {batch.uncompressed} checksum {batch.checksum:#018x}"
     )
-    if file.records or metadata:
+    if batch.attributes & fmt.CONTROL:
+        try:
+            file.line(f"    {batch.base_offset}: marker: {'commit' if is_commit(batch) else 'abort'}")
+        except ValueError as error:
+            file.damage(position, str(error))
+    elif file.records or metadata:
         try:
             _records(file, batch, metadata)
         except ValueError as error:  # the checksum holds: it was written like this
@@ -237,11 +244,35 @@ def _producer_snapshot(file: _FileDump) -> None:
         file.damage(0, f"{error}; cannot see its rows (the file is derived)")
         return
     file.line(f"producer snapshot: offset {found.offset}; counts only for the segment {found.base_offset} of salt {found.salt:#018x}")
-    for producer_id, offset, timestamp, first, last, epoch in found:
-        file.line(f"    producer {producer_id} epoch {epoch} sequences {first} to {last} offset {offset} timestamp {timestamp}")
+    try:
+        for producer_id, first_open, offset, timestamp, following, epoch, batches in found:
+            transaction = "none" if first_open < 0 else f"open from {first_open}"
+            file.line(
+                f"    producer {producer_id} epoch {epoch} next sequence {following} last offset {offset} timestamp {timestamp} "
+                f"transaction {transaction}"
+            )
+            for at, written, first, last in batches:
+                file.line(f"        sequences {first} to {last} offset {at} timestamp {written}")
+    except ValueError as error:
+        file.damage(len(file.data), str(error))
     for named in names.snapshot_offsets([file.name]):
         if named != found.offset:
             file.damage(32, f"offset {found.offset}, the file's name says {named}")
+
+
+def _transaction_index(file: _FileDump) -> None:
+    if not file.has_head(transaction_index.TRANSACTION_INDEX_MAGIC, transaction_index.HEADER.size):
+        return
+    _, version, salt, base_offset = transaction_index.HEADER.unpack_from(file.data)
+    file.line(f"transaction index: version {version} base offset {base_offset}; counts only for the segment of salt {salt:#018x}")
+    try:
+        entries = transaction_index.decode(file.data, salt, base_offset)
+    except ValueError as error:
+        file.damage(transaction_index.HEADER.size, f"{error} (the file is derived and is made anew)")
+        return
+    for producer_id, first, last in entries:
+        file.line(f"    producer {producer_id} aborted from offset {first} to its marker at {last}")
+    file.line(f"{len(entries)} aborted transactions")
 
 
 def _checkpoint(file: _FileDump) -> None:
@@ -335,6 +366,7 @@ def _lock(file: _FileDump) -> None:
 _BY_MAGIC: dict[bytes, Callable[[_FileDump], None]] = {
     fmt.SEGMENT_MAGIC: _segment,
     index.INDEX_MAGIC: _index,
+    transaction_index.TRANSACTION_INDEX_MAGIC: _transaction_index,
     SNAPSHOT_MAGIC: _producer_snapshot,
     state._MAGIC: _state_slots,
     home._STATE_MAGIC: _cluster_state,
@@ -342,6 +374,7 @@ _BY_MAGIC: dict[bytes, Callable[[_FileDump], None]] = {
 _BY_NAME: dict[str, Callable[[_FileDump], None]] = {
     names.LOG: _segment,
     names.INDEX: _index,
+    names.TRANSACTION_INDEX: _transaction_index,
     names.SNAPSHOT: _producer_snapshot,
     names.CLUSTER_STATE: _cluster_state,
     ".state": _state_slots,

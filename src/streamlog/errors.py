@@ -3,15 +3,18 @@
 StreamlogError
 ├── ConfigurationError(ValueError)      mend the call; nothing was opened or written
 │     InvalidTopicError  InvalidPartitionsError  InvalidReplicationFactorError  UnknownConfigError  InvalidConfigError
-│     InconsistentGroupProtocolError
+│     InconsistentGroupProtocolError  InvalidTransactionTimeoutError
 ├── RetriableError                      the same call may succeed later
-│     StorageFullError  BufferExhaustedError  RebalanceInProgressError  StreamlogTimeoutError(TimeoutError)
+│     StorageFullError  BufferExhaustedError  RebalanceInProgressError  ConcurrentTransactionsError  UnstableOffsetCommitError
+│     StreamlogTimeoutError(TimeoutError)
 ├── FencedError                         a newer owner exists: drop this object
-│     FencedInstanceIdError  InvalidProducerEpochError
+│     ProducerFencedError  FencedInstanceIdError  InvalidProducerEpochError
 ├── CommitFailedError                   poll again: the partitions have moved
 │     IllegalGenerationError  UnknownMemberIdError
+├── AbortableTransactionError           abort the transaction, then begin again
+│     TransactionAbortedError
 ├── InvalidStateError                   the call does not fit the object's state
-│     ClosedError  ConcurrentModificationError
+│     ClosedError  ConcurrentModificationError  InvalidTxnStateError
 ├── WakeupError                         nothing is wrong: `wakeup()` was called
 ├── DataError                           this record cannot be taken or read
 │     RecordTooLargeError  SerializationError  InvalidTimestampError  InvalidRecordError
@@ -20,6 +23,7 @@ StreamlogError
 ├── StorageError(OSError)               reopen and recover; the file is named
 │     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError
 └── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError  GroupIdNotFoundError(LookupError)  NonEmptyGroupError
+      TransactionalIdNotFoundError(LookupError)
 """
 
 from __future__ import annotations
@@ -53,6 +57,10 @@ class InvalidConfigError(ConfigurationError):
     """A value of the wrong type or out of range, or a feature that this version does not have."""
 
 
+class InvalidTransactionTimeoutError(ConfigurationError):
+    """`transaction_timeout_ms` is out of range."""
+
+
 class InconsistentGroupProtocolError(ConfigurationError):
     """A consumer and the members of its group share no partition assignment strategy."""
 
@@ -73,12 +81,24 @@ class RebalanceInProgressError(RetriableError):
     """The group is being rebalanced; poll, then call again."""
 
 
+class ConcurrentTransactionsError(RetriableError):
+    """Another process is ending, or beginning, a transaction of this transactional id; try again."""
+
+
+class UnstableOffsetCommitError(RetriableError):
+    """An open transaction holds an offset of the group for this partition: where to begin is known when it has ended."""
+
+
 class StreamlogTimeoutError(RetriableError, TimeoutError):
     """A bounded wait ended; where a process was waited for, the message names it."""
 
 
 class FencedError(StreamlogError):
     """A newer owner exists: drop this object."""
+
+
+class ProducerFencedError(FencedError):
+    """Another producer has taken over the `transactional_id`, or the transaction was aborted by others: it timed out, for one."""
 
 
 class FencedInstanceIdError(FencedError):
@@ -101,6 +121,14 @@ class UnknownMemberIdError(CommitFailedError):
     """The consumer is not in the group: it never joined, was silent for too long, or the group's members are others."""
 
 
+class AbortableTransactionError(StreamlogError):
+    """The transaction cannot be committed any more: abort it, then begin again."""
+
+
+class TransactionAbortedError(AbortableTransactionError):
+    """The record was not written, because its transaction was aborted."""
+
+
 class InvalidStateError(StreamlogError):
     """The call does not fit the object's state."""
 
@@ -111,6 +139,10 @@ class ClosedError(InvalidStateError):
 
 class ConcurrentModificationError(InvalidStateError):
     """A consumer was used by two threads at once."""
+
+
+class InvalidTxnStateError(InvalidStateError):
+    """The call does not fit the transaction's state; it changed nothing."""
 
 
 class WakeupError(StreamlogError):
@@ -214,6 +246,10 @@ class TopicAlreadyExistsError(StreamlogError):
 
 class GroupIdNotFoundError(StreamlogError, LookupError):
     """There is no such group."""
+
+
+class TransactionalIdNotFoundError(StreamlogError, LookupError):
+    """Nobody has used this transactional id, or not for `transactional_id_expiration_ms`."""
 
 
 class NonEmptyGroupError(StreamlogError):

@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
+    from streamlog._client.groups import Groups
+    from streamlog._client.transaction_manager import TransactionContext, TransactionManager
     from streamlog.config import ProducerConfig
+    from streamlog.consumer import Consumer
     from streamlog.metrics import ProducerMetrics
     from streamlog.topic import Topic
+    from streamlog.types import GroupMetadata
 
 from streamlog._client import ends
 from streamlog._client.accumulator import PAUSE, Accumulator, takes_the_lock
@@ -26,6 +30,9 @@ from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
 from streamlog.errors import (
     BufferExhaustedError,
+    ClosedError,
+    ConfigurationError,
+    InvalidTxnStateError,
     RecordTooLargeError,
     SerializationError,
     UnknownTopicOrPartitionError,
@@ -46,8 +53,15 @@ class Producer(Accumulator):
 
     __slots__ = ("_keyed", "_partitioner", "_tells")
 
-    def __init__(self, home: Home, config: ProducerConfig) -> None:
+    def __init__(self, home: Home, config: ProducerConfig, groups: Groups | None = None) -> None:
+        """`groups` is there if and only if there is a `transactional_id`."""
         super().__init__(home, config)
+        if groups is not None:
+            from streamlog._client.transaction_manager import TransactionManager  # here: only transactional producers need it
+
+            assert config.transactional_id is not None
+            self._manager = TransactionManager(self, groups.transactions, groups, config.transactional_id)
+            self._targets = {}
         named = config.partitioner if isinstance(config.partitioner, str) else ""
         self._keyed = named in ("sticky", "hash") and not config.partitioner_ignore_keys
         self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
@@ -134,9 +148,7 @@ class Producer(Accumulator):
         stride = 1 if key is None else 2
         return self._send_slowly(target, (key, value, None, None), stride, size - ROW_BYTES[stride], None, None)
 
-    def _send_in_full(
-        self, topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any, on_delivery: Any
-    ) -> Delivery:
+    def _send_in_full(self, topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any, on_delivery: Any) -> Delivery:
         """`send` with any of the rarer arguments."""
         target = self._target_of(topic)
         value = to_bytes("value", value, self._serialize_value)
@@ -153,9 +165,7 @@ class Producer(Accumulator):
         stride = 4 if packed is not None or timestamp_ms is not None else 1 if key is None else 2
         return self._send_slowly(target, (key, value, packed, timestamp_ms), stride, size, partition, on_delivery)
 
-    def _send_slowly(
-        self, target: Target, row: tuple[Any, ...], stride: int, size: int, partition: int | None, on_delivery: Any
-    ) -> Delivery:
+    def _send_slowly(self, target: Target, row: tuple[Any, ...], stride: int, size: int, partition: int | None, on_delivery: Any) -> Delivery:
         """`send` where there is no open batch with room, or the record has more than key and value.  `size`: bytes of its parts."""
         self._check_size(target, size)
         partition = self._partition_of(target, row[0], row[1], partition)
@@ -279,12 +289,12 @@ class Producer(Accumulator):
     def _install(self, made: Target) -> Target:
         """From now on this is what is known of its topic, unless another thread was faster.  Under the producer's lock."""
         name, metadata = made.metadata.name, made.metadata
-        known = self._targets.get(name)
+        known = self._known_targets.get(name)
         if known is not None and known.metadata is metadata:
             return known
         if known is not None and known.metadata.topic_id == metadata.topic_id:
             made.take_over(known)
-        self._targets[name] = made
+        self._known_targets[name] = made
         return made
 
     def _make_target(self, metadata: TopicMetadata) -> Target:
@@ -295,21 +305,24 @@ class Producer(Accumulator):
         """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended."""
         self._home.refresh(self._block)
         self._version = self._metadata.version
-        for name, target in list(self._targets.items()):
+        for name, target in list(self._known_targets.items()):
             now = self._metadata.topics.get(name)
             if now is None or now.topic_id != target.metadata.topic_id:
-                self._targets.pop(name, None)
+                self._known_targets.pop(name, None)
                 for lane in target.lanes:
                     lane.gone = True
             elif now is not target.metadata:
                 try:
-                    self._target(name)
+                    self._inside(self._install, self._make_target(now))
                 except UnsupportedCompressionError:
                     pass  # a codec that is not installed here: what is there goes on as it was
 
     def partitions_for(self, topic: str) -> list[int]:
         """Partition numbers of a topic."""
-        return list(range(self._target(topic).count))
+        if self._closed_reason:
+            self._check_open()
+        self._home.refresh(self._block)
+        return list(range(self._metadata.topic(topic, writable=True).partitions))
 
     # ---- appending -----------------------------------------------------------------------------------------------------------
 
@@ -320,6 +333,86 @@ class Producer(Accumulator):
             home.tick()
         if metadata.version != self._version or metadata.changed():
             self._follow_metadata()
+
+    # ---- transactions --------------------------------------------------------------------------------------------------------
+
+    def init_transactions(self, timeout: float | None = None) -> None:
+        """Take over the `transactional_id`: what its former producer left open is ended, and that one is fenced.  Once, before all others.
+
+        Args:   timeout: seconds; None: `max_block_ms`.
+        Raises: InvalidTxnStateError, StreamlogTimeoutError (call it again), ClosedError.
+        """
+        self._transactional("init_transactions").init(self._seconds(timeout))
+
+    def begin_transaction(self) -> None:
+        """Begin a transaction: what is sent from now on counts when it is committed, all or none.  Raises InvalidTxnStateError."""
+        self._transactional("begin_transaction").begin()
+
+    def commit_transaction(self, timeout: float | None = None) -> None:
+        """Write what was sent, and make it count.  When this returns, readers of committed records see it.
+
+        Durability: as configured; under "os" a power cut may split a transaction.
+        Args:   timeout: seconds; None: `max_block_ms`.
+        Raises: the error of a record that was not written (`abort_transaction` is all that is left then), ProducerFencedError (the producer
+                is done for), InvalidTxnStateError, StreamlogTimeoutError: nobody knows yet, and calling it again tells.
+        """
+        self._transactional("commit_transaction").commit(self._seconds(timeout))
+
+    def abort_transaction(self, timeout: float | None = None) -> None:
+        """End the transaction; nothing of it counts, and what is not written yet is dropped (its deliveries: TransactionAbortedError).
+
+        A consumer does not go back by itself: call its `seek_to_committed()`.
+        Raises: ProducerFencedError, InvalidTxnStateError, StreamlogTimeoutError (call it again).
+        """
+        self._transactional("abort_transaction").abort(self._seconds(timeout))
+
+    def transaction(self) -> TransactionContext:
+        """`with producer.transaction():` begins one, commits it at the end of the block, and aborts it where an exception ends the block.
+
+        The first one calls `init_transactions` where nobody has.
+        """
+        from streamlog._client.transaction_manager import TransactionContext
+
+        return TransactionContext(self, self._transactional("transaction"))
+
+    def send_offsets(
+        self, offsets: Consumer | Mapping[Any, Any], group_metadata: GroupMetadata | None = None, *, timeout: float | None = None
+    ) -> None:
+        """Commit a group's offsets with the transaction: they count if and when it does.
+
+        Args:   offsets: a consumer, for all that it has returned (the record that its `for` loop has in hand included: what it leads to is in
+                the transaction); or `{partition: offset or OffsetAndMetadata}` with the `group_metadata()` of the consumer.
+        Raises: CommitFailedError and its leaves, FencedInstanceIdError (the partitions have moved: only `abort_transaction` is left),
+                InvalidStateError (the consumer has no group, or commits by itself), InvalidTxnStateError, ProducerFencedError.
+        """
+        from streamlog._client.inputs import checked_offsets
+        from streamlog._client.offsets import by_topic_id
+
+        manager, seconds = self._transactional("send_offsets"), self._seconds(timeout)
+        manager.check_sending()
+        if hasattr(offsets, "_for_transaction"):
+            written, noted, metadata = offsets._for_transaction()
+        else:
+            if group_metadata is None:
+                raise ConfigurationError("send_offsets takes a consumer, or offsets and the consumer's group_metadata()")
+            self._home.refresh(seconds)
+            checked, metadata = checked_offsets(offsets, self._metadata), group_metadata
+            written = by_topic_id(checked, self._metadata, self._now_ms())
+            noted = dict.fromkeys(checked, metadata.generation)
+        if written:
+            manager.send_offsets(written, noted, metadata, seconds)
+
+    def _transactional(self, what: str) -> TransactionManager:
+        if self._closed_reason:
+            raise ClosedError(f"the producer is closed: {self._closed_reason}")
+        if self._manager is None:
+            raise InvalidTxnStateError(f"{what} is not possible: the producer has no transactional_id")
+        self._home.check_open()
+        return self._manager
+
+    def _seconds(self, timeout: float | None) -> float:
+        check_timeout(timeout)
+        return self._block if timeout is None else timeout
 
     # ---- flush and close -----------------------------------------------------------------------------------------------------
 
@@ -369,6 +462,8 @@ class Producer(Accumulator):
             return  # a signal handler inside this thread's own send or append, which goes on after it, or at exit
         try:
             deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
+            if self._manager is not None and not self._home.closed:
+                self._manager.close(max(0.0, deadline - monotonic()))
             while not self._home.closed and (self._aside or any(lane.queue for lane in list(self._active))):
                 self.flush(max(0.0, deadline - monotonic()))
         finally:

@@ -19,11 +19,11 @@ from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownT
 from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
 
 
-def offset_for_time(log: PartitionLog, timestamp_ms: Any, timeout: float) -> OffsetAndTimestamp | None:
-    """The first record at or after a time."""
+def offset_for_time(log: PartitionLog, timestamp_ms: Any, timeout: float, *, committed: bool = False) -> OffsetAndTimestamp | None:
+    """The first record at or after a time; if `committed`, of those that are."""
     if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms <= INT64_MAX:
         raise InvalidTimestampError(f"{timestamp_ms!r} is not a time in milliseconds")
-    found = find_timestamp(log, timestamp_ms, timeout)
+    found = find_timestamp(log, timestamp_ms, timeout, committed=committed)
     return None if found is None else OffsetAndTimestamp(*found)
 
 
@@ -78,19 +78,19 @@ class Topic:
         return {number: beginning_offset(log, self._cluster.timeout) for number, log in self._logs().items()}
 
     def end_offsets(self, *, isolation_level: str = "read_uncommitted") -> dict[int, int]:
-        """Offset after the last visible record, by partition."""
-        _check_isolation(isolation_level)
-        return {number: end_offset(log, self._cluster.timeout) for number, log in self._logs().items()}
+        """Offset after the last visible record, by partition; under "read_committed" the last stable offset."""
+        committed = _is_committed(isolation_level)
+        return {number: end_offset(log, self._cluster.timeout, committed=committed) for number, log in self._logs().items()}
 
-    def offsets_for_times(
-        self, times: Mapping[int, int], *, isolation_level: str = "read_uncommitted"
-    ) -> dict[int, OffsetAndTimestamp | None]:
+    def offsets_for_times(self, times: Mapping[int, int], *, isolation_level: str = "read_uncommitted") -> dict[int, OffsetAndTimestamp | None]:
         """The first record at or after a time (ms), by partition; None where there is none."""
-        _check_isolation(isolation_level)
+        committed = _is_committed(isolation_level)
         found, timeout = self._metadata, self._cluster.timeout
         if not hasattr(times, "items") or not all(type(number) is int for number in times):
             raise InvalidConfigError(f"times={times!r}: a mapping of partition numbers to milliseconds is wanted")
-        return {number: offset_for_time(self._cluster._log(found, number), ms, timeout) for number, ms in times.items()}
+        return {
+            number: offset_for_time(self._cluster._log(found, number), ms, timeout, committed=committed) for number, ms in times.items()
+        }  # fmt: skip
 
     def describe(self) -> TopicDescription:
         """Configuration, and for each partition leader, epoch, offsets and size."""
@@ -100,9 +100,7 @@ class Topic:
             log.ensure_valid(self._cluster.timeout)
             bases, size = log.sizes()
             epoch = log.leader_epochs().latest()
-            partitions.append(
-                PartitionDescription(number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size)
-            )
+            partitions.append(PartitionDescription(number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size))
         return TopicDescription(found.name, self.id, found.config.items(), tuple(partitions))
 
     def producer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Producer:
@@ -118,6 +116,7 @@ class Topic:
         return {name: value for name, value in given.items() if value is not None}
 
 
-def _check_isolation(level: str) -> None:
+def _is_committed(level: str) -> bool:
     if level not in ("read_uncommitted", "read_committed"):
         raise InvalidConfigError(f'isolation_level={level!r}: "read_uncommitted" or "read_committed" is wanted')
+    return level == "read_committed"

@@ -161,6 +161,42 @@ class GroupDescription(NamedTuple):
     lag: Mapping[TopicPartition, int]
 
 
+class TransactionListing(NamedTuple):
+    """A transactional id, the state of its transaction ("Empty", "Ongoing", "PrepareCommit", …), and its producer id."""
+
+    transactional_id: str
+    state: str
+    producer_id: int
+
+
+class TransactionDescription(NamedTuple):
+    """A transactional id as it stands.
+
+    `pid` is the process of its producer, `alive` whether that producer is; `partitions` are those of the open transaction.
+    """
+
+    transactional_id: str
+    state: str
+    producer_id: int
+    producer_epoch: int
+    client_id: str
+    pid: int
+    alive: bool
+    timeout_ms: int
+    started_ms: int
+    partitions: tuple[TopicPartition, ...]
+
+
+class HangingTransaction(NamedTuple):
+    """An open transaction in a partition of which its transactional id knows nothing: a power cut took what ended it."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    producer_id: int
+    producer_epoch: int
+
+
 class ClusterDescription(NamedTuple):
     """A cluster as it stands.  `pids` are the processes that have it open."""
 

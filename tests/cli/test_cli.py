@@ -492,7 +492,8 @@ def test_produce_with_a_producers_options_and_dump_shows_them(run: Run, give: Ca
         (path,) = Path(partition.directory).glob("*.snapshot")
     shown = run("dump", str(path))
     assert "producer snapshot: offset 1000" in shown
-    assert "producer 0 epoch 0 sequences 0 to 999 offset 0" in shown
+    assert "producer 0 epoch 0 next sequence 1000" in shown
+    assert "sequences 0 to 999 offset 0" in shown
     flip(path, 50)
     assert "the checksum does not hold" in run("dump", str(path), code=1)
     run("verify")

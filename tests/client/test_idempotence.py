@@ -219,7 +219,7 @@ def test_epochs_and_sequences_run_out(place: Path) -> None:
         assert lane.next[1:] == (1, 0)
         assert lane.next[0] != producer_id, "a new id, since the epochs of the old one are used up"
         lane.next = lane.next[0], 2**31 - 1, 0
-        lane.log.producers.states.entries[lane.next[0]] = 0, 2**31 - 1, ((2**31 - 2, 2**31 - 2, 1, 0),)
+        lane.log.producers.states.entries[lane.next[0]] = 0, 2**31 - 1, ((2**31 - 2, 2**31 - 2, 1, 0),), 1, 0
         producer.send("t", b"2").result()
         assert lane.next[1] == 0, "after 2^31 - 1 comes 0"
         producer.send("t", b"3").result()

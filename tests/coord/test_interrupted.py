@@ -393,7 +393,7 @@ def test_a_fold_may_be_entered_again_by_a_signal_handler(two: Any) -> None:
         seen.append(offsets.committed("g", 1))
         original(batch)
 
-    offsets._reader, offsets._next, offsets._groups = None, 0, {}
+    offsets._reader, offsets.version, offsets._groups = None, 0, {}
     offsets._fold = again
     assert one.group_offsets("g")["t", 0].offset == 1
     assert seen

@@ -13,7 +13,6 @@ import pytest
 
 import streamlog
 from streamlog import OffsetAndMetadata, TopicPartition
-from streamlog._coord import offsets as offsets_module
 from streamlog._coord.offsets import OffsetsLog
 from streamlog._format import names
 
@@ -25,7 +24,7 @@ T0 = TopicPartition("t", 0)
     [("", 0), ("a", 47), ("test-group", 12), ("console-consumer-12345", 6), ("polygenelubricants", 0), ("grüße", 23), ("日本語", 43), ("🎉", 11)],
 )
 def test_a_groups_partition_is_kafkas(group: str, partition: int) -> None:
-    assert names.offsets_partition(group, 50) == partition
+    assert names.keeper_partition(group, 50) == partition
 
 
 def offsets_log(cluster: streamlog.Cluster, group: str = "g") -> OffsetsLog:
@@ -40,7 +39,7 @@ def commit(cluster: streamlog.Cluster, count: int, group: str = "g") -> None:
 
 
 def test_the_fold_begins_at_the_snapshot(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 100)
+    monkeypatch.setattr(OffsetsLog, "snapshot_every", 100)
     with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
         log.create_topic("t")
         commit(log, 350)
@@ -52,7 +51,7 @@ def test_the_fold_begins_at_the_snapshot(place: Path, monkeypatch: pytest.Monkey
     with streamlog.open(place / "log") as log:
         found = offsets_log(log)
         found._load_snapshot()
-        assert found._next >= 300
+        assert found.version >= 300
         assert (log.group_offsets("g"), log.group_offsets("other")) == expected
     for damage in (b"", content[:-1], content[:30] + b"\xff" + content[31:], b"x" * 100):
         path.write_bytes(damage)  # derived: a damaged one is not used
@@ -66,7 +65,7 @@ def test_the_fold_begins_at_the_snapshot(place: Path, monkeypatch: pytest.Monkey
 
 def test_a_snapshot_of_what_was_cut_away_is_not_used(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut may take commits that a snapshot has: the snapshot goes with them."""
-    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 10)
+    monkeypatch.setattr(OffsetsLog, "snapshot_every", 10)
     with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
         log.create_topic("t")
         commit(log, 8)
@@ -86,7 +85,7 @@ def test_a_snapshot_of_what_was_cut_away_is_not_used(place: Path, monkeypatch: p
 
 
 def test_h36_who_only_commits_writes_snapshots_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 50)
+    monkeypatch.setattr(OffsetsLog, "snapshot_every", 50)
     with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
         log.create_topic("t")
         commit(log, 500)
@@ -94,7 +93,7 @@ def test_h36_who_only_commits_writes_snapshots_too(place: Path, monkeypatch: pyt
         assert path.exists()
         fresh = OffsetsLog(offsets_log(log).log)
         fresh._load_snapshot()
-        assert fresh._next > 400
+        assert fresh.version > 400
 
 
 def test_processes_see_each_others_commits(log: streamlog.Cluster) -> None:
@@ -216,7 +215,7 @@ def test_a_reader_of_the_offsets_log_can_be_interrupted(log: streamlog.Cluster) 
 
 
 def test_check_finds_a_snapshot_that_lies_and_two_owners(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offsets_module, "_SNAPSHOT_EVERY", 10)
+    monkeypatch.setattr(OffsetsLog, "snapshot_every", 10)
     with streamlog.open(place / "log", offsets_topic_num_partitions=1) as log:
         log.create_topic("t", partitions=2)
         commit(log, 12)

@@ -52,9 +52,7 @@ class Model:
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(0, 1), st.integers(0, 2), st.sampled_from(["next", "again", "gap", "back", "zero", "wrap"]), st.integers(1, 3)
-        ),
+        st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from(["next", "again", "gap", "back", "zero", "wrap"]), st.integers(1, 3)),
         max_size=40,
     )
 )
@@ -309,11 +307,11 @@ def test_a_fold_is_not_done_under_the_lock(log: streamlog.Cluster, monkeypatch: 
     view = log_of(log)
     for sequence in range(0, 1000, 10):
         view.append(pending((1, sequence, 0), 10), 5)
-    view.producers.broken_off = True
+    view.producers.states, view.producers.broken_off = ProducerStates(0, view.epoch), True  # as one that wrote none of it
     under_lock: list[tuple[bool, int]] = []
     real = ProducerStates.fold
 
-    def fold(self: ProducerStates, log: PartitionLog, end: int) -> None:
+    def fold(self: ProducerStates, log: PartitionLog, end: int, aborted: object = None) -> None:
         from _thread import get_ident
 
         from streamlog._os import locks
@@ -333,13 +331,13 @@ def test_check_finds_what_is_wrong_with_sequences(place: Path) -> None:
             cluster.create_topic("t")
             view = log_of(cluster)
             view.append(pending((1, 0, 0 if name != "falls" else 2), 2), 5)
-            view.producers.states.entries[1] = wrong[2], wrong[1], ((0, 0, 0, 0),)  # so that it is taken
+            view.producers.states.entries[1] = wrong[2], wrong[1], ((0, 0, 0, 0),), 0, 0  # so that it is taken
             view.append(pending(wrong, 3), 5)
             assert {finding.invariant for finding in streamlog.check(cluster)} == {"I11"}, name
     with streamlog.open(place / "snapshot") as cluster:
         cluster.create_topic("t")
         view = log_of(cluster)
         view.append(pending((1, 0, 0), 2), 5)
-        view.producers.states.entries[1] = 0, 5, ((0, 4, 0, 10**12),)
+        view.producers.states.entries[1] = 0, 5, ((0, 4, 0, 10**12),), 0, 10**12
         view.producers.take_snapshot()
         assert {finding.invariant for finding in streamlog.check(cluster)} == {"I12"}

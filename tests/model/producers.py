@@ -30,7 +30,7 @@ RULES = {
 }
 
 Batch = tuple[int, int, int, int]  # producer, sequence, epoch, number: the number is what a reader sees
-Entries = tuple[tuple[int, tuple[int, int, tuple[tuple[int, int, int, int], ...]]], ...]
+Entries = tuple[tuple[int, tuple[int, int, tuple[tuple[int, int, int, int], ...], int, int]], ...]
 
 
 class Live(NamedTuple):
@@ -118,7 +118,10 @@ class Model:
         must = live.inside and "broken-off" in self.rules
         if must or (states.epoch != s.leader_epoch and "leader-epoch" in self.rules):
             end = s.published if "gap" in self.rules else max(0, s.published - 1)
-            states = self.fold(s, self.newest(s, end), end)
+            newest = self.newest(s, end)
+            if states.epoch != s.leader_epoch or newest.offset > states.offset:
+                states = newest
+            states = self.fold(s, states, end)
             states.epoch = s.leader_epoch
         producer, sequence, epoch, _ = client.pending
         offset, outcome = len(s.log), "written"

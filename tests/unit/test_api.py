@@ -528,7 +528,15 @@ BAD_CALLS = {
     "acks": (lambda log: log.producer(acks="most"), streamlog.InvalidConfigError),
     "idempotence": (lambda log: log.producer(enable_idempotence=True, acks=1), streamlog.InvalidConfigError),
     "compression": (lambda log: log.producer(compression_type="lzma"), streamlog.InvalidConfigError),
-    "transactions": (lambda log: log.producer(transactional_id="x"), streamlog.InvalidConfigError),
+    "a transactional id without a name": (lambda log: log.producer(transactional_id=""), streamlog.InvalidConfigError),
+    "transactions without idempotence": (lambda log: log.producer(transactional_id="x", enable_idempotence=False), streamlog.InvalidConfigError),
+    "transactions without acks": (lambda log: log.producer(transactional_id="x", acks=1), streamlog.InvalidConfigError),
+    "a transaction time-out of 0": (
+        lambda log: log.producer(transactional_id="x", transaction_timeout_ms=0), streamlog.InvalidTransactionTimeoutError
+    ),
+    "a transaction time-out of an hour": (
+        lambda log: log.producer(transactional_id="x", transaction_timeout_ms=3_600_000), streamlog.InvalidTransactionTimeoutError
+    ),
     "linger above delivery": (lambda log: log.producer(linger_ms=10, delivery_timeout_ms=5), streamlog.InvalidConfigError),
     "serializer name": (lambda log: log.producer(value_serializer="pickle"), streamlog.InvalidConfigError),
     "compaction": (lambda log: log.create_topic("x", cleanup_policy="compact"), streamlog.InvalidConfigError),

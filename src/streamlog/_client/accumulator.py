@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, ParamSpec, TypeVar
 
     from streamlog._client.target import Target
+    from streamlog._client.transaction_manager import TransactionManager
     from streamlog.config import ProducerConfig
 
     P = ParamSpec("P")
@@ -47,7 +48,7 @@ class Accumulator:
 
     __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
         "__weakref__", "_abandoned", "_acknowledged_at_once", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch", "_closed_reason",
-        "_delivery", "_forked", "_fsync", "_hash", "_hash_bits", "_home", "_idempotent", "_linger", "_lock", "_memory",
+        "_delivery", "_forked", "_fsync", "_hash", "_hash_bits", "_home", "_idempotent", "_known_targets", "_linger", "_lock", "_manager", "_memory",
         "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
         "_targets", "_unbatched", "_version", "_waiting", "config", "dropped",
     )  # fmt: skip
@@ -63,7 +64,9 @@ class Accumulator:
         self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
         self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters, self._closed_batch.rows = -1, 1, [], []
         self._abandoned = False  # closed, and nobody waits for what is left
-        self._targets: dict[Any, Target] = {}
+        self._known_targets: dict[Any, Target] = {}
+        self._targets = self._known_targets  # another, empty one where nothing may be sent: then each `send` asks
+        self._manager: TransactionManager | None = None
         self._active: dict[Lane, None] = {}  # lanes with a batch, open or closed
         self._memory = 0  # bytes of their batches; an open one counts as full.  May be too high after an interruption
         self._linger, self._delivery = config.linger_ms / 1000, config.delivery_timeout_ms / 1000
@@ -86,6 +89,8 @@ class Accumulator:
         if self._closed_reason:
             raise ClosedError(f"the producer is closed: {self._closed_reason}")
         self._home.check_open()
+        if self._manager is not None:
+            self._manager.check_sending()
 
     def _inside(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` under the lock.  (`send` does it in its own frame: a call less for each record.)"""
@@ -107,7 +112,7 @@ class Accumulator:
 
     def _begin(self, lane: Lane, target: Target, size: int, stride: int) -> RecordBatch:
         """Open a batch: the last of its partition's queue as long as it is open.  Under the producer's lock."""
-        if self._closed_reason:
+        if self._closed_reason or self._manager is not None:
             self._check_open()
         room = target.room
         if size > room:
@@ -128,6 +133,8 @@ class Accumulator:
 
     def _enqueue(self, lane: Lane, batch: RecordBatch) -> None:
         """A batch joins the queue of its partition.  Under the producer's lock."""
+        if self._manager is not None:
+            batch.transaction = self._manager.number
         self._memory += batch.memory
         self._active[lane] = None
         lane.queue.append(batch)

@@ -49,6 +49,7 @@ class RecordBatch(Pending):
     acknowledged = False  # by acks=0: whatever becomes of it, its deliveries stand
     finished = False  # nothing more is known later; stored last
     whole = False  # stands for all batches of a BatchWriter; is in no queue
+    transaction = 0  # number of its producer's transaction
     written = False  # nothing is left to write; under acks=0 that comes later than `finished`
 
     def __init__(self, lane: Lane, target: Target | None, room: int, stride: int, timestamp_ms: int) -> None:
@@ -58,6 +59,10 @@ class RecordBatch(Pending):
         self.base_timestamp = timestamp_ms
         self.begun = monotonic()
         self.waiters: list[Callable[[], object]] = []
+
+    def admit(self, fences: int) -> None:
+        """See `Pending.admit`."""
+        self.lane.admit(fences)
 
     @property
     def size(self) -> int:

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import TypeAlias, TypeVar
 
+    from streamlog._client.transactions import Transactions
     from streamlog._coord.group_file import GroupFile
     from streamlog._log.partition import Pending
+    from streamlog.types import GroupMetadata as Membership
 
     R = TypeVar("R")
     Offsets: TypeAlias = "Mapping[tuple[bytes, int], CommittedOffset]"  # by topic id and partition
@@ -29,18 +31,21 @@ from streamlog._coord.group import (
 )
 from streamlog._coord.group_file import HOLDER, VERSION
 from streamlog._coord.offsets import CommittedOffset, GroupMetadata, GroupOffsets, OffsetsLog, commit_record, expired, metadata_record
+from streamlog._format.batch import TRANSACTIONAL
+from streamlog._log.fold import packed
 from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
+from streamlog.errors import UnstableOffsetCommitError
 from streamlog.types import TopicPartition
 
 
 class Coordinator:
     """A group, as this process coordinates it.  Safe to share between threads."""
 
-    def __init__(self, home: Home, group_id: str, file: GroupFile, offsets: OffsetsLog) -> None:
-        self.home, self.group_id, self.file, self.offsets = home, group_id, file, offsets
+    def __init__(self, home: Home, group_id: str, file: GroupFile, offsets: OffsetsLog, transactions: Transactions) -> None:
+        self.home, self.group_id, self.file, self.offsets, self._transactions = home, group_id, file, offsets, transactions
         self.clock = home.clock
 
     # ---- the group's state ---------------------------------------------------------------------------------------------------
@@ -156,6 +161,43 @@ class Coordinator:
         _, batch, _ = self.change(_left(deadline), lambda group: (check(group), self._write(records, deadline)))
         if durability == "fsync":
             self.offsets.log.wait_synced(batch, _left(deadline))
+
+    def commit_in_transaction(
+        self, metadata: Membership, noted: Mapping[TopicPartition, int], offsets: Offsets, batch: Pending, timeout: float
+    ) -> None:
+        """Write offsets as a `batch` of a transaction, all or none: they are pending until it ends.  Raises like `commit`."""
+        deadline = monotonic() + timeout
+        event = Commit(metadata.member_id, metadata.group_instance_id, noted)
+        records = [
+            commit_record(self.group_id, *key, committed._replace(member_id=metadata.member_id)) for key, committed in offsets.items()
+        ]  # fmt: skip
+        packed(records, self.clock.now_ms(), batch)
+        batch.attributes |= TRANSACTIONAL
+
+        def step(group: Group) -> tuple[Group, None]:
+            checked = apply(group if event.member_id else self.tidied(group, ""), event)
+            self.offsets.log.append(batch, _left(deadline))
+            return checked, None
+
+        self.change(timeout, step)
+
+    def start_offset(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
+        """Where a member that has got a partition begins.  An offset that is pending has to be waited for (H37, KIP-447).
+
+        Raises: UnstableOffsetCommitError: not known yet, look again; who is dead, late or not in the group any more is seen to.
+        """
+        for attempt in range(2):
+            self.offsets.refresh(timeout)
+            pending = self.offsets.pending(self.group_id, topic_id, partition)
+            if not pending:
+                return self.offset_of(topic_id, partition, timeout)
+            if attempt == 0:
+                group = self.file.load()
+                for producer_id, member_id in pending:
+                    gone = bool(member_id) and (group is None or member_id not in group.members)
+                    self._transactions.end_for_member(producer_id, abort=gone, timeout=timeout)
+        who = f"a transaction of producer {pending[0][0]}"
+        raise UnstableOffsetCommitError(f"group {self.group_id!r}: {who} holds an offset of partition {partition}, and is open")
 
     def committed(self, timeout: float) -> dict[TopicPartition, CommittedOffset]:
         """Offsets that count: of topics that are there, and not expired."""

@@ -20,8 +20,8 @@ class Cursor:
     """
 
     __slots__ = (
-        "assignment", "at", "batch", "committed", "epoch", "generation", "log", "paused", "position", "processed", "reader", "records", "reset",
-        "stops_at", "topic_id", "tp",
+        "assignment", "at", "batch", "committed", "epoch", "generation", "held_up", "log", "paused", "position", "processed", "reader", "records",
+        "reset", "stops_at", "topic_id", "tp",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
@@ -29,6 +29,7 @@ class Cursor:
         self.position: int | None = None
         self.reader: LogReader | None = None
         self.paused = False
+        self.held_up = False  # an open transaction of the group decides where it begins
         self.epoch = -1  # leader epoch of the last record before `processed` (or `position`, where it was looked up)
         self.generation = self.assignment = -1
         self.processed: int | None = None
@@ -50,3 +51,9 @@ class Cursor:
     def process(self, offset: int, epoch: int, generation: int) -> None:
         """All below `offset` is processed."""
         self.processed, self.epoch, self.generation = offset, epoch, generation
+
+    def pass_over(self, batch: Batch, generation: int) -> None:
+        """Nothing of a batch is shown: go on after it; where all before it was processed it counts as processed too."""
+        self.position = batch.next_offset
+        if self.processed == batch.base_offset:
+            self.process(batch.next_offset, batch.leader_epoch, generation)

@@ -8,27 +8,31 @@ if TYPE_CHECKING:
 
     from streamlog._coord.offsets import CommittedOffset
     from streamlog._format.batch import Batch
+    from streamlog._log.partition import PartitionLog
     from streamlog.config import ConsumerConfig
     from streamlog.types import Record, TopicPartition
 
 from streamlog._client.cursor import Cursor
-from streamlog._log.reader import LogReader, find_timestamp
+from streamlog._log.reader import LogReader, end_offset, find_timestamp
 from streamlog._log.state import POSITION
 from streamlog._os.clock import monotonic
 from streamlog._os.wake import MAX_BELLS, Bell, Waiter
 from streamlog._replica.home import Home
 from streamlog.config import parse_duration_ms
-from streamlog.errors import CorruptRecordError, NoOffsetForPartitionError, OffsetOutOfRangeError, StreamlogError
+from streamlog.errors import CorruptRecordError, NoOffsetForPartitionError, OffsetOutOfRangeError, StreamlogError, UnstableOffsetCommitError
 from streamlog.record_batch import RecordBatch, deserialized, to_records
 
+_LOOK_EVERY = 0.02  # seconds between looks at an open transaction that keeps records from us
+_PATIENCE = 0.1  # seconds that such a look waits for a lock
 _OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H11)
 
 
 class Fetcher:
     """The partitions that a consumer reads.  Belongs to its thread."""
 
-    def __init__(self, home: Home, config: ConsumerConfig) -> None:
-        self._home, self.config = home, config
+    def __init__(self, home: Home, config: ConsumerConfig, look_into: Callable[[PartitionLog, float], None]) -> None:
+        """`look_into` sees to an open transaction that keeps records of a log from us."""
+        self._home, self.config, self._look_into = home, config, look_into
         self._timeout = config.default_api_timeout_ms / 1000
         self.cursors: dict[TopicPartition, Cursor] = {}
         self.rotation: list[Cursor] = []
@@ -44,6 +48,8 @@ class Fetcher:
         """Bytes of the batches that were read, as they are stored."""
         self.unplaced = False
         """Whether some partition may have no position yet."""
+        self._committed_only = config.isolation_level == "read_committed"
+        self._next_look = 0.0
         self._views: dict[LogReader, None] = {}
         self._waiter: Waiter | None = None
 
@@ -65,8 +71,11 @@ class Fetcher:
             failed = False
             for cursor in self.rotation:
                 if cursor.position is None:
+                    cursor.held_up = False
                     try:
                         self._look_up(cursor)
+                    except UnstableOffsetCommitError:
+                        failed = cursor.held_up = True
                     except StreamlogError:
                         failed = True
             self.unplaced = failed
@@ -127,7 +136,7 @@ class Fetcher:
 
     def _ready(self, cursor: Cursor) -> bool:
         """Whether there is something to take; finds the position where none is known."""
-        if cursor.paused:
+        if cursor.paused or cursor.held_up:
             return False
         if cursor.reader is None:
             self.begin(cursor)
@@ -143,7 +152,9 @@ class Fetcher:
             self._look_up(cursor)
         assert cursor.position is not None
         epoch = cursor.epoch if cursor.position == cursor.processed else -1
-        cursor.reader = LogReader(cursor.log, cursor.position, epoch=epoch, verify=self.config.check_crcs, timeout=self._timeout)
+        cursor.reader = LogReader(
+            cursor.log, cursor.position, epoch=epoch, verify=self.config.check_crcs, timeout=self._timeout, committed=self._committed_only
+        )
         cursor.reader.opened = self._opened
 
     def _look_up(self, cursor: Cursor) -> None:
@@ -170,12 +181,12 @@ class Fetcher:
         if policy == "earliest":
             return log.start_offset
         if policy == "latest":
-            return log.high_watermark
+            return end_offset(log, self._timeout, committed=self._committed_only)
         if policy == "none":
             raise NoOffsetForPartitionError(f'{log.name} has no position, and auto_offset_reset is "none": seek first')
         since = max(0, self._home.clock.now_ms() - parse_duration_ms(policy.removeprefix("by_duration:")))
-        found = find_timestamp(log, since, self._timeout)
-        return log.high_watermark if found is None else found[0]
+        found = find_timestamp(log, since, self._timeout, committed=self._committed_only)
+        return end_offset(log, self._timeout, committed=self._committed_only) if found is None else found[0]
 
     def _next_batch(self, cursor: Cursor) -> Batch | None:
         """The next batch of a partition; an offset out of range makes the reset policy act."""
@@ -195,7 +206,9 @@ class Fetcher:
             if diverged is not None:
                 cursor.reader.diverged = None
                 cursor.position = diverged if cursor.position is None else min(cursor.position, diverged)
-            return batch
+            if batch is None or not cursor.reader.hides(batch):
+                return batch
+            cursor.pass_over(batch, self.generation())
 
     def _take(self, cursor: Cursor, records: list[Record], limit: int) -> None:
         """Move records of a partition into `records`, up to `limit` of them and `max_partition_fetch_bytes`."""
@@ -274,6 +287,7 @@ class Fetcher:
     def wait(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> bool:
         """Sleep until there may be something to read, or `ready()` after one of the bells `also`; False at the deadline."""
         now = monotonic()
+        held_up = self._see_to_transactions(now)
         if now >= deadline:
             return False
         self._home.tick()
@@ -284,8 +298,23 @@ class Fetcher:
                     return True
         if self._waiter is None:
             self._waiter = Waiter(self._bells(also))
-        self._waiter.wait(deadline - now, lambda: ready() or self.anything())
+        self._waiter.wait(min(deadline - now, _LOOK_EVERY) if held_up else deadline - now, lambda: ready() or self.anything())
         return True
+
+    def _see_to_transactions(self, now: float) -> bool:
+        """Whether open transactions keep something from us; now and then a look whether their producers still live."""
+        held_up = any(cursor.held_up for cursor in self.rotation)
+        if self._committed_only:
+            logs = [cursor.log for cursor in self.rotation if cursor.reader is not None and cursor.reader.is_held_up() and not cursor.paused]
+            held_up = held_up or bool(logs)
+            if logs and now >= self._next_look:
+                self._next_look = now + _LOOK_EVERY
+                for log in logs:
+                    try:
+                        self._look_into(log, _PATIENCE)
+                    except StreamlogError:
+                        pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
+        return held_up
 
     def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
         """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
@@ -309,7 +338,7 @@ class Fetcher:
     def anything(self) -> bool:
         """Whether some partition may have something to read."""
         for cursor in self.rotation:  # noqa: SIM110  (a generator costs 0.3 µs, and this is looked at before each sleep)
-            if not cursor.paused and (cursor.reader is None or cursor.reader.is_ready()):
+            if not (cursor.paused or cursor.held_up) and (cursor.reader is None or cursor.reader.is_ready()):
                 return True
         return False
 

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 from streamlog._client.coordinator import Coordinator
 from streamlog._client.inputs import checked_offsets
+from streamlog._client.offsets import by_topic_id
 from streamlog._client.timers import Timers
+from streamlog._client.transactions import Transactions
 from streamlog._coord.group import EMPTY
 from streamlog._coord.group_file import GroupFile
-from streamlog._coord.offsets import CommittedOffset, OffsetsLog
+from streamlog._coord.offsets import OffsetsLog
 from streamlog._format import names
 from streamlog._log.reader import end_offset
 from streamlog._os import files
@@ -29,8 +31,8 @@ from streamlog.types import GroupDescription, GroupListing, MemberDescription, O
 class Groups:
     """Safe to share between threads; belongs to one open home."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
+    def __init__(self, home: Home, transactions: Transactions) -> None:
+        self.home, self.transactions = home, transactions
         self.timers = Timers(home)
         self._lock = RLock()
         # one of each group at a time (its thread lock stands before the file's), as long as somebody uses it: listing costs no descriptors
@@ -48,8 +50,8 @@ class Groups:
                 if topic is None:
                     topics.create_internal(self.home, names.OFFSETS_TOPIC, self.home.config.offsets_topic_num_partitions, timeout)
                     topic = self.home.metadata.topics[names.OFFSETS_TOPIC]
-                offsets = self._offsets_log(names.offsets_partition(group_id, topic.partitions), timeout)
-                found = self._coordinators[group_id] = Coordinator(self.home, group_id, self._file(group_id), offsets)
+                offsets = self._offsets_log(names.keeper_partition(group_id, topic.partitions), timeout)
+                found = self._coordinators[group_id] = Coordinator(self.home, group_id, self._file(group_id), offsets, self.transactions)
             return found
 
     def _file(self, group_id: str) -> GroupFile:
@@ -89,7 +91,7 @@ class Groups:
         check_group_id(group_id)
         topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
         if topic is not None:
-            log = self._offsets_log(names.offsets_partition(group_id, topic.partitions), timeout)
+            log = self._offsets_log(names.keeper_partition(group_id, topic.partitions), timeout)
             if group_id in log.groups(timeout):
                 return self.coordinator(group_id, timeout)
         raise GroupIdNotFoundError(f"there is no group {group_id!r}: a group begins with its first member or commit")
@@ -101,8 +103,7 @@ class Groups:
         offsets = coordinator.committed(timeout)
         members = sorted(group.members.values())
         described = tuple(
-            MemberDescription(member.member_id, member.group_instance_id, member.client_id, member.pid, frozenset(member.owned))
-            for member in members
+            MemberDescription(member.member_id, member.group_instance_id, member.client_id, member.pid, frozenset(member.owned)) for member in members
         )
         committed = {tp: found.public() for tp, found in sorted(offsets.items())}
         lag = {tp: max(0, self._end(tp, timeout) - found.offset) for tp, found in committed.items()}
@@ -121,8 +122,7 @@ class Groups:
         now, known = self.home.clock.now_ms(), self.home.metadata
         checked = checked_offsets(offsets, known)
         if checked:
-            wanted = {(known.topic(tp.topic).topic_id, tp.partition): committed_offset(offset, now) for tp, offset in checked.items()}
-            self.coordinator(group_id, timeout).alter(wanted, timeout=timeout)
+            self.coordinator(group_id, timeout).alter(by_topic_id(checked, known, now), timeout=timeout)
 
     def maintain(self, timeout: float) -> None:
         """Drop expired offsets and the groups that are left with none."""
@@ -142,9 +142,3 @@ def check_group_id(group_id: object) -> None:
         named = False
     if not named:
         raise ConfigurationError(f"group_id={group_id!r}: a name, to be written as UTF-8, is wanted")
-
-
-def committed_offset(offset: OffsetAndMetadata, now_ms: int) -> CommittedOffset:
-    """An offset as it is committed now."""
-    epoch = -1 if offset.leader_epoch is None else offset.leader_epoch
-    return CommittedOffset(offset.offset, epoch, offset.metadata, now_ms)

@@ -22,6 +22,8 @@ from streamlog._os import locks
 from streamlog._os.clock import monotonic
 from streamlog.errors import (
     DiskFailedError,
+    InvalidProducerEpochError,
+    ProducerFencedError,
     RecordTooLargeError,
     RetriableError,
     StreamlogError,
@@ -38,7 +40,7 @@ class Lane:
     """One partition of one producer.  Queue and open batch are changed under the producer's lock, the rest by who has the turn."""
 
     __slots__ = (
-        "batch", "expected", "failed", "failed_at", "flushes", "gone", "holder", "log", "name", "next", "partition", "producer", "queue",
+        "batch", "expected", "failed", "failed_at", "fences", "flushes", "gone", "holder", "log", "name", "next", "partition", "producer", "queue",
         "retries", "target", "topic", "tries", "trouble", "turn",
     )  # fmt: skip
 
@@ -52,6 +54,7 @@ class Lane:
         self.holder = 0  # which thread that is
         self.next = -1, 0, 0  # producer id, sequence and epoch of the next batch
         self.failed = False  # the batch before it failed: nobody knows whether it is in the log
+        self.fences = -1  # of the partition, when the transaction was last known to be open
         self.gone = False  # the topic was deleted
         self.expected = target.room // 128  # records of a batch, going by the last one
         self.flushes = log.settings.flush_messages < 2**63 - 1 or log.settings.flush_ms < 2**63 - 1
@@ -168,7 +171,9 @@ class Lane:
             producer._look_around()
             if self.gone:
                 raise UnknownTopicOrPartitionError(f"topic {self.topic!r} was deleted")
-            if producer._idempotent:
+            if producer._manager is not None:
+                producer._manager.enlist(self, batch, PATIENCE if wait else 0.0)
+            elif producer._idempotent:
                 self._identify(batch)
             self.log.append(batch, PATIENCE if wait else 0.0)
         except RetriableError as error:
@@ -184,7 +189,19 @@ class Lane:
     def _fail(self, batch: RecordBatch, error: BaseException) -> None:
         """A batch has failed.  First the lane: a batch without an error yet is tried again, in the place that it has."""
         self.failed = self.failed or batch.producer[0] >= 0
+        manager = self.producer._manager
+        if manager is not None:
+            if isinstance(error, InvalidProducerEpochError):
+                error = ProducerFencedError(str(error))
+            manager.fail(error)
         batch.error = error
+
+    def admit(self, fences: int) -> None:
+        """Under the partition's lock: is the transaction still open?  Asked for its first batch, and after each marker of anybody's."""
+        if fences != self.fences:
+            assert self.producer._manager is not None
+            self.producer._manager.admit(self.log.topic_id, self.partition)
+            self.fences = fences
 
     # ---- sequences -----------------------------------------------------------------------------------------------------------
 

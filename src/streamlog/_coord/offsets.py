@@ -3,39 +3,34 @@
 Keys and values are msgpack arrays; a key begins with Kafka's name for it.  The last record of a key counts, one without a value takes
 it away.
 
-    ["OffsetCommit", group, topic id, partition]    [offset, leader epoch, metadata, commit time (ms)]
+    ["OffsetCommit", group, topic id, partition]    [offset, leader epoch, metadata, commit time (ms), member]
     ["GroupMetadata", group]                        [epoch, assignor, empty since (ms) or nil, {topic: [id, partitions, base, wanted]},
                                                     {pattern: since}]
 
 Committed offsets are kept by topic id: those of a deleted topic are nobody's.  A group is written when it begins, at each new generation
 and when it becomes empty; who is in it is live state (group_file.py) and does not outlive the boot.
 
-A process folds a partition when it first needs a group of it, from the snapshot `offsets-snapshot` on.  The snapshot is derived: whoever
-has folded `_SNAPSHOT_EVERY` records beyond it writes the next one, aside, then renamed.
+A transactional batch of commits is pending until its marker.  It names the member, whose transaction is aborted when it is expired (H37).
+A process folds a partition when it first needs a group of it.
 """
 
 from __future__ import annotations
-
-import struct
-from _thread import allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from streamlog._format.batch import Batch
+
 from streamlog._coord.group import Group
-from streamlog._format import batch as fmt
 from streamlog._format import names
+from streamlog._format.batch import CONTROL, TRANSACTIONAL
+from streamlog._format.control import is_commit
+from streamlog._log.fold import Fold, packed, unpacked
 from streamlog._log.partition import PartitionLog, Pending
-from streamlog._log.reader import LogReader
-from streamlog._os import files
-from streamlog.errors import StorageError, StreamlogError
 from streamlog.types import NamedTuple, OffsetAndMetadata
 
-_SNAPSHOT_EVERY = 2048  # records: folding them costs 8 ms
-_SNAPSHOT = struct.Struct("<4sIQ")  # magic, zero, checksum of the rest
-_SNAPSHOT_MAGIC = b"SLO1"
 OFFSET_COMMIT, GROUP_METADATA = "OffsetCommit", "GroupMetadata"
 
 
@@ -46,6 +41,7 @@ class CommittedOffset(NamedTuple):
     leader_epoch: int  # -1: not known
     metadata: str
     commit_ms: int
+    member_id: str = ""  # who sent it in a transaction: to be known as long as that is open
 
     def public(self) -> OffsetAndMetadata:
         """As users see it."""
@@ -82,26 +78,20 @@ def metadata_record(group_id: str, metadata: GroupMetadata | None) -> tuple[list
     return [GROUP_METADATA, group_id], None if metadata is None else list(metadata)
 
 
-class OffsetsLog:
+class OffsetsLog(Fold):
     """One partition of `__consumer_offsets`, and this process's fold of it.  Safe to share between threads."""
 
+    snapshot, snapshot_every = names.OFFSETS_SNAPSHOT, 2048  # folding so many records costs 8 ms
+
     def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
-        self.log, self._use_snapshot = log, use_snapshot
-        self._lock = allocate_lock()
-        self._folding = 0  # the thread that folds
-        self._reader: LogReader | None = None
-        self._next = self._snapshot_at = 0
+        super().__init__(log, use_snapshot=use_snapshot)
         self._groups: dict[str, GroupOffsets] = {}
+        self._pending: dict[int, dict[Any, tuple[CommittedOffset | None, int]]] = {}
+        """By producer id, then group, topic id and partition: offsets in open transactions, and where they stand in the log."""
 
     def append(self, records: Iterable[tuple[list[Any], list[Any] | None]], now_ms: int, timeout: float) -> Pending:
         """Write records as one batch: all or none of them are there."""
-        import msgpack  # here: 4 ms of a cold start
-
-        batch = Pending()
-        rows = [(msgpack.packb(key), None if value is None else msgpack.packb(value)) for key, value in records]
-        batch.attributes, batch.columns = fmt.encode_rows([value for _, value in rows], [key for key, _ in rows])
-        batch.count = len(rows)
-        batch.base_timestamp = batch.max_timestamp = now_ms
+        batch = packed(records, now_ms)
         self.log.append(batch, timeout)
         return batch
 
@@ -126,105 +116,82 @@ class OffsetsLog:
         self.refresh(timeout)
         return sorted(
             (group_id, group.metadata or (), sorted(group.offsets.items())) for group_id, group in list(self._groups.items())
-        )  # fmt: skip
+        ) + sorted((str(producer_id), (), sorted(held.items())) for producer_id, held in list(self._pending.items()) if held)  # fmt: skip
 
     # ---- the fold ----------------------------------------------------------------------------------------------------------
 
-    def refresh(self, timeout: float) -> None:
-        """Fold what is visible."""
-        self.log.ensure_valid(timeout)
-        me = get_ident()
-        if self._folding == me or (self._reader is not None and self.log.high_watermark <= self._next):
-            return  # a signal handler or finalizer inside the fold sees what is folded so far (H18)
-        with self._lock:
-            self._folding = me
-            try:
-                self._fold_all(timeout)
-            finally:
-                self._folding = 0
-
-    def keep_up(self, timeout: float) -> None:
-        """Fold, and so write a snapshot, once a snapshot is due: who only commits reads nothing otherwise (H36).  Outside locks."""
-        if self.log.high_watermark - self._next >= _SNAPSHOT_EVERY:
-            self.refresh(timeout)
-
-    def _fold_all(self, timeout: float) -> None:
-        if self._reader is None:
-            if self._use_snapshot:
-                self._load_snapshot()
-            self._reader = LogReader(self.log, self._next, timeout=timeout)
-        while self._next < self.log.high_watermark:
-            if self._reader.offset != self._next:  # an exception from outside interrupted the fold of a batch
-                self._reader = LogReader(self.log, self._next, timeout=timeout)
-            batch = self._reader.next()
-            if batch is None:
-                break
-            self._fold(batch)
-            self._next = batch.next_offset
-        if self._use_snapshot and self._next - self._snapshot_at >= _SNAPSHOT_EVERY:
-            self._save_snapshot(self._reader.epoch)
-
-    def _fold(self, batch: fmt.Batch) -> None:
-        import msgpack
-
-        columns, unpack, groups = batch.columns(), msgpack.unpackb, self._groups
-        assert columns.keys is not None
-        values = [None] * batch.count if columns.values is None else columns.values.to_list()
-        for packed, value in zip(columns.keys.to_list(), values):
-            kind, group_id, *where = unpack(packed)
-            group = groups.get(group_id)
-            if group is None:
-                group = groups[group_id] = GroupOffsets()
+    def _fold(self, batch: Batch) -> None:
+        if batch.attributes & CONTROL:
+            self._end_transaction(batch.producer_id, commit=is_commit(batch))
+            return
+        pending = self._pending.setdefault(batch.producer_id, {}) if batch.attributes & TRANSACTIONAL else None
+        for (kind, group_id, *where), value in unpacked(batch):
             if kind == OFFSET_COMMIT:
-                if value is None:
-                    group.offsets.pop(tuple(where), None)
+                key = group_id, *where
+                committed = None if value is None else CommittedOffset(*value)
+                if pending is None:
+                    self._commit(key, committed, batch.base_offset)
                 else:
-                    group.offsets[tuple(where)] = CommittedOffset(*unpack(value))
+                    pending[key] = committed, batch.base_offset
             elif kind == GROUP_METADATA:
-                group.metadata = None if value is None else GroupMetadata(*unpack(value))
-            if value is None and group.metadata is None and not group.offsets:
-                del groups[group_id]
+                self._group(group_id).metadata = None if value is None else GroupMetadata(*value)
+                self._drop_empty(group_id)
 
-    @property
-    def _snapshot_path(self) -> str:
-        return f"{self.log.directory}/{names.OFFSETS_SNAPSHOT}"
+    def _group(self, group_id: str) -> GroupOffsets:
+        group = self._groups.get(group_id)
+        if group is None:
+            group = self._groups[group_id] = GroupOffsets()
+        return group
 
-    def _load_snapshot(self) -> None:
-        """Begin at the snapshot, if it is whole and of this log."""
-        import msgpack
+    def _drop_empty(self, group_id: str) -> None:
+        group = self._groups[group_id]
+        if group.metadata is None and not group.offsets:
+            del self._groups[group_id]
 
-        try:
-            data = files.read_file(self.log.fs, self._snapshot_path)
-            magic, _, expected = _SNAPSHOT.unpack_from(data)
-            body = data[_SNAPSHOT.size :]
-            if magic != _SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
-                return
-            offset, epoch, rows = msgpack.unpackb(body)
-            end = self.log.leader_epochs().end_offset_for(epoch, self.log.high_watermark)
-        except (FileNotFoundError, ValueError, struct.error, StorageError):
-            return
-        if not self.log.start_offset <= offset <= end:
-            return
-        for group_id, metadata, offsets in rows:
-            group = self._groups[group_id] = GroupOffsets(None if metadata is None else GroupMetadata(*metadata))
-            group.offsets = {(topic_id, partition): CommittedOffset(*committed) for topic_id, partition, committed in offsets}
-        self._next = self._snapshot_at = offset
+    def _commit(self, key: Any, committed: CommittedOffset | None, at: int) -> None:
+        """An offset counts; of a plain commit and a transactional one the later in the log does."""
+        group_id, *where = key
+        group = self._group(group_id)
+        if committed is None:
+            group.offsets.pop(tuple(where), None)
+            self._drop_empty(group_id)
+        else:
+            group.offsets[tuple(where)] = committed
+        for pending in list(self._pending.values()):
+            if key in pending and pending[key][1] < at:
+                del pending[key]
 
-    def _save_snapshot(self, epoch: int) -> None:
-        import msgpack
+    def _end_transaction(self, producer_id: int, *, commit: bool) -> None:
+        """Its marker is there: what was pending counts, or never did.  Folded again it changes nothing."""
+        if commit:
+            for key, (committed, at) in list(self._pending.get(producer_id, {}).items()):
+                self._commit(key, committed, at)
+        self._pending.pop(producer_id, None)
 
-        rows = [
+    def pending(self, group_id: str, topic_id: bytes, partition: int) -> list[tuple[int, str]]:
+        """Open transactions, as far as folded, that hold an offset for a partition: producer ids, and the members that sent it."""
+        key = group_id, topic_id, partition
+        found = ((producer_id, offsets.get(key)) for producer_id, offsets in list(self._pending.items()))
+        return [(producer_id, "" if held[0] is None else held[0].member_id) for producer_id, held in found if held is not None]
+
+    def _pack(self) -> Any:
+        groups = [
             (group_id, group.metadata, [(*key, committed) for key, committed in group.offsets.items()])
             for group_id, group in self._groups.items()
-        ]
-        body = msgpack.packb((self._next, epoch, rows))
-        path = self._snapshot_path
-        data = _SNAPSHOT.pack(_SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
-        self._snapshot_at = self._next
-        try:
-            files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.pid}{names.TEMPORARY}", synced=False)
-        except (OSError, StreamlogError):
-            pass  # derived: it only spares a longer fold
+        ]  # fmt: skip
+        return groups, [
+            (producer_id, [(*key, *held) for key, held in offsets.items()]) for producer_id, offsets in self._pending.items() if offsets
+        ]  # fmt: skip
+
+    def _unpack(self, packed: Any) -> None:
+        groups, pending = packed
+        for producer_id, offsets in pending:
+            self._pending[producer_id] = {
+                (*key,): (None if committed is None else CommittedOffset(*committed), at) for *key, committed, at in offsets
+            }  # fmt: skip
+        for group_id, metadata, offsets in groups:
+            group = self._groups[group_id] = GroupOffsets(None if metadata is None else GroupMetadata(*metadata))
+            group.offsets = {(topic_id, partition): CommittedOffset(*committed) for topic_id, partition, committed in offsets}
 
 
 def expired(found: GroupOffsets, live: Group | None, now_ms: int, retention_minutes: int) -> Callable[[tuple[bytes, int], CommittedOffset], bool]:

@@ -84,13 +84,15 @@ NO_PRODUCER = (-1, -1, -1)  # producer id, base sequence, producer epoch
 
 # Attributes (u32): bits 0-6 are Kafka's
 CODEC = 7  # bits 0-2: number of the codec, 0: none
-LOG_APPEND_TIME = 1 << 3  # (4 transactional, 5 control, 6 delete horizon: not in this version)
+LOG_APPEND_TIME = 1 << 3
+TRANSACTIONAL = 1 << 4
+CONTROL = 1 << 5  # see `control`  (6 delete horizon: not in this version)
 HAS_OFFSETS = 1 << 8
 HAS_TIMESTAMPS = 1 << 9
 HAS_KEYS = 1 << 10
 HAS_VALUES = 1 << 11
 HAS_HEADERS = 1 << 12
-KNOWN_ATTRIBUTES = CODEC | LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
+KNOWN_ATTRIBUTES = CODEC | LOG_APPEND_TIME | TRANSACTIONAL | CONTROL | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS
 
 _PADS = [bytes(-n & 7) for n in range(8)]
 
@@ -153,9 +155,7 @@ def encode_rows(
     return attributes, b"".join(pieces)
 
 
-def seal_segment_header(
-    salt: int, topic_id: bytes, base_offset: int, partition: int, leader_epoch: int, epoch_start: int
-) -> bytes:
+def seal_segment_header(salt: int, topic_id: bytes, base_offset: int, partition: int, leader_epoch: int, epoch_start: int) -> bytes:
     """The header of a segment."""
     body = SEGMENT_BODY.pack(salt, topic_id, base_offset, partition, leader_epoch, epoch_start)
     return PREFIX.pack(SEGMENT_MAGIC, FORMAT_VERSION, checksum(body, 0)) + body

@@ -11,17 +11,22 @@ CLUSTER_STATE = "cluster.state"
 CLUSTER_LOCKS = "cluster.lock"
 PARTITION_LOCKS = "partitions.lock"
 GROUP_LOCKS = "groups.lock"
+TRANSACTION_LOCKS = "transactions.lock"
+TRANSACTION_STATE = "transactions.state"
+TRANSACTION_STRIPES = 512
 TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
 RECOVERY_POINTS = "recovery-point-offset-checkpoint"
 LEADER_EPOCHS = "leader-epoch-checkpoint"
-LOG, INDEX, SNAPSHOT = ".log", ".index", ".snapshot"
+LOG, INDEX, TRANSACTION_INDEX, SNAPSHOT = ".log", ".index", ".txnindex", ".snapshot"
 TEMPORARY = ".tmp"
 DELETED = "-delete"
 OFFSETS_SNAPSHOT = "offsets-snapshot"
+TRANSACTIONS_SNAPSHOT = "transactions-snapshot"
 METADATA_TOPIC = "__cluster_metadata"
 OFFSETS_TOPIC = "__consumer_offsets"
-INTERNAL_TOPICS = frozenset((METADATA_TOPIC, OFFSETS_TOPIC, "__transaction_state", "__share_group_state"))
+TRANSACTIONS_TOPIC = "__transaction_state"
+INTERNAL_TOPICS = frozenset((METADATA_TOPIC, OFFSETS_TOPIC, TRANSACTIONS_TOPIC, "__share_group_state"))
 MAX_TOPIC_NAME = 249
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")  # (`re` costs 5 ms of a cold start)
@@ -79,6 +84,11 @@ def index(base_offset: int) -> str:
     return f"{base_offset:020}{INDEX}"
 
 
+def transaction_index(base_offset: int) -> str:
+    """Transactions that were aborted in that segment."""
+    return f"{base_offset:020}{TRANSACTION_INDEX}"
+
+
 def snapshot(offset: int) -> str:
     """State of the idempotent producers of the batches below `offset`."""
     return f"{offset:020}{SNAPSHOT}"
@@ -109,13 +119,21 @@ def group(group_id: str) -> str:
     return f"{xxhash.xxh3_128_hexdigest(group_id.encode())}.group"
 
 
-def offsets_partition(group_id: str, partitions: int) -> int:
-    """The partition of `__consumer_offsets` that keeps a group: Kafka's formula, by Java's hash of the string (org.apache.kafka's Utils.abs)."""
+def keeper_partition(name: str, partitions: int) -> int:
+    """The partition of `__consumer_offsets` that keeps a group, or of `__transaction_state` that keeps a transactional id.
+
+    Kafka's formula, by Java's hash of the string (org.apache.kafka's Utils.abs).
+    """
     number = 0
-    data = group_id.encode("utf-16-be", "surrogatepass")
+    data = name.encode("utf-16-be", "surrogatepass")
     for at in range(0, len(data), 2):
         number = 31 * number + (data[at] << 8 | data[at + 1]) & 0xFFFFFFFF
     return (0 if number == 0x80000000 else number if number < 0x80000000 else 0x100000000 - number) % partitions
+
+
+def transaction_lock(transactional_id: str) -> int:
+    """The byte of `transactions.lock`, below `TRANSACTION_STRIPES`, that is the lock of a transactional id; some ids share one."""
+    return xxhash.xxh3_64_intdigest(transactional_id.encode()) % TRANSACTION_STRIPES
 
 
 def lock_bytes(random_id: bytes) -> int:

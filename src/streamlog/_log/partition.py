@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
-from streamlog._format.batch import BATCH_HEADER_SIZE, LOG_APPEND_TIME, NO_PRODUCER, SEGMENT_HEADER_SIZE, seal_head
-from streamlog._log import epochs, recovery, segment
+from streamlog._format import transaction_index as transaction_index_format
+from streamlog._format.batch import (
+    BATCH_HEADER_SIZE,
+    CONTROL,
+    LOG_APPEND_TIME,
+    NO_PRODUCER,
+    SEGMENT_HEADER_SIZE,
+    TRANSACTIONAL,
+    seal_head,
+)
+from streamlog._format.control import encode_marker
+from streamlog._log import epochs, recovery, segment, transactions
 from streamlog._log.producer_state import BehindError, ProducerStateManager
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
+    ABORTED_END,
     BELL,
     BOOT,
     DEAD,
@@ -29,12 +40,14 @@ from streamlog._log.state import (
     END,
     EPOCH,
     FAILED,
+    FENCES,
     FIRST_TIMESTAMP,
     HWM,
     INDEX_END,
     INDEXED,
     INODE,
     MAX_TIMESTAMP,
+    OPEN,
     POSITION,
     SALT,
     SEGMENT,
@@ -48,7 +61,7 @@ from streamlog._log.state import (
 from streamlog._os import locks, process
 from streamlog._os.clock import monotonic_ns, wall_ms
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSystem
-from streamlog._os.locks import PARTITION, SYNC, ByteLock, LockFile, under
+from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
 from streamlog.errors import DiskFailedError, StorageFullError, UnknownTopicOrPartitionError
@@ -66,6 +79,23 @@ class Pending:
     base_timestamp = max_timestamp = 0
     producer: tuple[int, int, int] = NO_PRODUCER  # id, base sequence, epoch
     base_offset = epoch = -1
+
+    def admit(self, fences: int) -> None:
+        """Called under the partition's lock before a transactional batch is written; raises where its transaction is not open any more.
+
+        `fences` is another number after each marker that was written to the partition.
+        """
+
+
+class Marker(Pending):
+    """The end of a producer's transaction in a partition."""
+
+    def __init__(self, producer_id: int, epoch: int, now_ms: int, *, commit: bool) -> None:
+        """`epoch` is above that of the records."""
+        self.commit, self.count = commit, 1
+        self.attributes, self.columns = encode_marker(commit=commit)
+        self.base_timestamp = self.max_timestamp = now_ms
+        self.producer = producer_id, -1, epoch
 
 
 class LogSettings:
@@ -119,7 +149,8 @@ class PartitionLog:
         self.name = names.partition(topic, partition)
         lock_byte = names.lock_bytes(topic_id) + 4 * partition
         who = partial(locks.describe, f"partition lock of {self.name}", self.words, DIRTY)
-        self.lock = ByteLock(lock_file, lock_byte, PARTITION, who)
+        rank = TRANSACTION_STATE if topic == names.TRANSACTIONS_TOPIC else PARTITION
+        self.lock = ByteLock(lock_file, lock_byte, rank, who)
         who = partial(locks.describe, f"sync lock of {self.name}", self.words, SYNCING)
         self.sync_lock = ByteLock(lock_file, lock_byte + 1, SYNC, who)
         self.bell = Bell(slot.page, slot.bell_index)
@@ -205,6 +236,9 @@ class PartitionLog:
             self.producers.broken_off = True
         if self._map[self._known_start : self._known_end] != self._known:
             self.settle(for_append=True)
+        transactional = batch.attributes & TRANSACTIONAL
+        if transactional:
+            batch.admit(words[FENCES])
         if batch.producer is not NO_PRODUCER and self.producers.answer(batch):
             return
         if batch.attributes & LOG_APPEND_TIME:
@@ -238,6 +272,8 @@ class PartitionLog:
                 words[MAX_TIMESTAMP] = batch.max_timestamp
             if position - words[INDEXED] >= self._index_interval:
                 self._write_index_entry(offset, position)
+            if transactional:
+                self._announce(batch, offset)
             words[END] = offset + batch.count  # words
             words[POSITION] = end
             if not STRONG_ORDER:
@@ -245,11 +281,27 @@ class PartitionLog:
             words[HWM] = offset + batch.count  # hwm
             batch.base_offset, batch.epoch = offset, self.epoch
             self.producers.appended(batch, offset, end)
+            if batch.attributes & CONTROL:
+                words[OPEN] = self.producers.states.first_open() + 1
             words[DIRTY] = 0  # down
             self._inside = False
         except BaseException:
             self._known = b""  # the mark is up: whoever comes next derives the words from the log
             raise
+
+    def _announce(self, batch: Pending, offset: int) -> None:
+        """Of a transactional batch, before the high watermark covers it: what keeps `read_committed` from it, or tells that it was aborted."""
+        words = self.words
+        if not batch.attributes & CONTROL:
+            if not words[OPEN]:
+                words[OPEN] = offset + 1
+            return
+        assert isinstance(batch, Marker)
+        producer_id = batch.producer[0]
+        first = self.producers.states.open.get(producer_id, -1)
+        if first >= 0 and not batch.commit:
+            self._write_aborted((producer_id, first, offset))
+        words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
 
     def _batch_at(self, offset: int) -> fmt.Batch | None:
         """The batch that begins at `offset`, if one does.  Under the lock."""
@@ -284,6 +336,7 @@ class PartitionLog:
         words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
+        words[ABORTED_END] = transactions.write_index(self.fs, self.directory, offset, salt, [])
         self._learn()
         self.producers.rolled()
         try:
@@ -324,6 +377,21 @@ class PartitionLog:
         self.fs.pwrite(self._index_fd, entry, at, self._index_path)
         self.words[INDEXED], self.words[INDEX_END] = position, at + len(entry)
 
+    @property
+    def _transaction_index_path(self) -> str:
+        return f"{self.directory}/{names.transaction_index(self.base_offset)}"
+
+    def _write_aborted(self, entry: transaction_index_format.Aborted) -> None:
+        """An entry of the active segment's transaction index; the file is opened for it: aborts are rare."""
+        path, at = self._transaction_index_path, self.words[ABORTED_END]
+        data = transaction_index_format.encode(self._salt, [entry])
+        fd = self.fs.open(path, O_RDWR)
+        try:
+            self.fs.pwrite(fd, data, at, path)
+        finally:
+            self.fs.close(fd)
+        self.words[ABORTED_END] = at + len(data)
+
     # ---- the slow path of step 1 -----------------------------------------------------------------------------------------
 
     def settle(self, *, for_append: bool) -> None:
@@ -347,6 +415,7 @@ class PartitionLog:
         self._looked = True
         try:
             self._open_index()
+            transactions.check_active_index(self)
         except StorageFullError:
             self.forget()
             if for_append:
@@ -458,6 +527,16 @@ class PartitionLog:
     def high_watermark(self) -> int:
         """Readers see offsets below it."""
         return self.words[HWM]
+
+    @property
+    def last_stable_offset(self) -> int:
+        """Readers of committed records see offsets below it: the high watermark, or where the earliest open transaction began."""
+        words = self.words
+        high_watermark = words[HWM]  # first: what `open` says is at least as new
+        if not STRONG_ORDER:
+            barrier()
+        first_open = words[OPEN]
+        return first_open - 1 if 0 < first_open <= high_watermark else high_watermark
 
     @property
     def start_offset(self) -> int:
@@ -577,7 +656,6 @@ class PartitionLog:
         words[BOOT] = DEAD
         words[HWM] = 0
         self.store_turn()
-
 
     def initialise(self, timeout: float) -> None:
         """Fill the slot of a partition that was just made, so that its first use is no recovery."""

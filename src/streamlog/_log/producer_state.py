@@ -1,12 +1,13 @@
-"""What a log remembers of its idempotent producers, a fold of its batches' headers (KIP-98; Kafka's ProducerStateManager).
+"""What a log remembers of its producers, a fold of its batches' headers (KIP-98; Kafka's ProducerStateManager).
 
 For each producer id: its epoch, and sequences, offset and time of its last five batches.  By that a batch that is sent again is answered
-with its first offset, and a gap in the sequences is refused.
+with its first offset, and a gap in the sequences is refused.  And the transactions that are open: who wants to end one has to know all.
 
 Nobody but its producer writes a producer id.  So what this process appended itself is all that its next append has to know: it reads the
 log only where an append of its own was broken off (somebody may have adopted the batch), where the log goes on in another leader
-epoch (batches may have been cut away), and for a producer that is not known and does not begin at 0 (H20).  It does so up to the
-published end without the lock, from the newest snapshot on; the last gap under it.
+epoch (batches may have been cut away), and for a producer that is not known and does not begin at 0 (H20).  A marker is the exception:
+anybody may write it, and it is decided on with all folded.  One folds up to the published end without the lock, from the newest snapshot
+on or from what is known already; the last gap under it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ from bisect import bisect_right
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from streamlog._format.transaction_index import Aborted
     from streamlog._log.partition import PartitionLog, Pending
 
 from streamlog._format import names
-from streamlog._format.batch import LOG_APPEND_TIME, NO_PRODUCER, SEGMENT_HEADER_SIZE, Batch, UnknownVersionError
+from streamlog._format.batch import (
+    CONTROL,
+    LOG_APPEND_TIME,
+    NO_PRODUCER,
+    SEGMENT_HEADER_SIZE,
+    TRANSACTIONAL,
+    Batch,
+    UnknownVersionError,
+)
+from streamlog._format.control import is_commit
 from streamlog._format.producer_snapshot import ProducerSnapshot, Row, encode
 from streamlog._log import segment
 from streamlog._log.segment import SegmentView
@@ -32,20 +43,27 @@ SEQUENCES = 2**31 - 1  # a mask: the sequence after it is 0
 REMEMBERED = 5  # batches of a producer, as Kafka: so many of its requests may be in flight
 SNAPSHOT_EVERY = 4 << 20  # bytes of log between snapshots inside a segment: 256 full batches, 0.4 ms of fold
 _TRIES = 3  # folds that a cut in between may spoil, before the fold is done under the lock
+_SMALL_GAP = 64  # offsets, and so at most batches, that are folded under the lock at once: 0.1 ms
 
 Remembered = tuple[int, int, int, int]  # of a batch: first and last sequence, base offset, largest timestamp
-Entry = tuple[int, int, tuple[Remembered, ...]]  # of a producer: epoch, sequence that comes next, batches in order
+Entry = tuple[int, int, tuple[Remembered, ...], int, int]
+"""Of a producer: epoch, sequence that comes next, batches in order, offset and timestamp of its last batch or marker."""
 
 
 class ProducerStates:
-    """Producers by id: epoch and remembered batches.  Entries are replaced, never changed, so that a copy is cheap and exact."""
+    """Producers by id, and open transactions.  Entries are replaced, never changed, so that a copy is cheap and exact."""
 
-    __slots__ = ("entries", "epoch", "offset")
+    __slots__ = ("entries", "epoch", "offset", "open")
 
-    def __init__(self, offset: int = 0, epoch: int = -1, entries: dict[int, Entry] | None = None) -> None:
+    def __init__(self, offset: int = 0, epoch: int = -1, entries: dict[int, Entry] | None = None, open_: dict[int, int] | None = None) -> None:
         self.entries = {} if entries is None else entries
+        self.open = {} if open_ is None else open_  # offset of the first record, by producer id
         self.offset = offset  # all batches below it are counted in
         self.epoch = epoch  # leader epoch of the log when it was looked at
+
+    def copy(self) -> ProducerStates:
+        """The same, to go on with."""
+        return ProducerStates(self.offset, self.epoch, dict(self.entries), dict(self.open))
 
     def check(self, producer: tuple[int, int, int], count: int) -> Remembered | None:
         """The batch that was written already, if this is one; None: the records may be appended (Kafka's ProducerAppendInfo).
@@ -57,7 +75,7 @@ class ProducerStates:
         entry = self.entries.get(producer_id)
         if entry is None:
             return None  # never seen, or expired: any sequence will do
-        known, expected, batches = entry
+        known, expected, batches, _, _ = entry
         if epoch == known:
             if first == expected:
                 return None
@@ -72,39 +90,79 @@ class ProducerStates:
             raise OutOfOrderSequenceError(f"producer {producer_id} begins epoch {epoch} with sequence {first}, 0 is wanted")
         return None
 
-    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int) -> None:
+    def check_marker(self, producer_id: int, epoch: int) -> bool:
+        """Whether a marker of `epoch` is to be written; False: it was (H38).
+
+        Raises: InvalidProducerEpochError: it comes too late, the transaction that it would end is a later one.
+        """
+        known = self.entries[producer_id][0] if producer_id in self.entries else -1
+        if epoch > known:
+            return True
+        if epoch == known and producer_id not in self.open:
+            return False
+        raise InvalidProducerEpochError(f"a marker of epoch {epoch} of producer {producer_id} comes too late: epoch {known} has written since")
+
+    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int, *, transactional: bool = False) -> None:
         """A batch is in the log.  One that is counted in already changes nothing."""
         producer_id, first, epoch = producer
-        remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
         entry = self.entries.get(producer_id)
-        if entry is None or (epoch != entry[0] and offset > entry[2][-1][2]):
-            self.entries[producer_id] = epoch, first + count & SEQUENCES, (remembered,)
-        elif offset > entry[2][-1][2]:
-            self.entries[producer_id] = epoch, first + count & SEQUENCES, (*entry[2][1 - REMEMBERED :], remembered)
+        if entry is not None and offset <= entry[3]:
+            return
+        if transactional and producer_id not in self.open:
+            self.open[producer_id] = offset  # before the entry: a copy that has the one has the other
+        remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
+        before = () if entry is None or epoch != entry[0] else entry[2][1 - REMEMBERED :]
+        self.entries[producer_id] = epoch, first + count & SEQUENCES, (*before, remembered), offset, timestamp
 
-    def fold(self, log: PartitionLog, end: int) -> None:
-        """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells."""
+    def mark(self, producer_id: int, epoch: int, offset: int, timestamp: int) -> int:
+        """A marker is in the log.  Returns where the transaction that it ends began; -1: none was open."""
+        entry = self.entries.get(producer_id)
+        if entry is not None and offset <= entry[3]:
+            return -1
+        first = self.open.pop(producer_id, -1)  # before the entry, as in `record`
+        self.entries[producer_id] = epoch, 0, (), offset, timestamp
+        return first
+
+    def first_open(self, without: int = -1) -> int:
+        """Where the earliest open transaction began, one producer's left out; -1: none is open."""
+        return min((offset for producer_id, offset in self.open.items() if producer_id != without), default=-1)
+
+    def fold(self, log: PartitionLog, end: int, aborted: Callable[[int, Aborted], object] | None = None) -> None:
+        """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells.
+
+        `aborted` is told of each transaction that was aborted: base offset of the segment with the marker, and its index entry.
+        """
         bases = log.segments()
         while self.offset < end:
             at = bisect_right(bases, self.offset) - 1
             sealed = at + 1 < len(bases)
             limit = min(bases[at + 1], end) if sealed else end
+            base = bases[max(at, 0)]
             try:
-                view = SegmentView(log.fs, log.directory, bases[max(at, 0)])
+                view = SegmentView(log.fs, log.directory, base)
             except CorruptRecordError:
                 self.offset = limit
                 continue  # its header is damaged, and nothing in it can be told from damage
             for batch in _headers(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
-                if batch.producer_id >= 0:
-                    producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
-                    self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp)
+                if batch.attributes & CONTROL:
+                    first = self.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
+                    if aborted is not None and first >= 0 and not is_commit(batch):
+                        aborted(base, (batch.producer_id, first, batch.base_offset))
+                elif batch.producer_id >= 0:
+                    self.count(batch)
             self.offset = limit
+
+    def count(self, batch: Batch) -> None:
+        """Count a batch of a producer's records in."""
+        producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
+        transactional = bool(batch.attributes & TRANSACTIONAL)
+        self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, transactional=transactional)
 
     def rows(self) -> Iterator[Row]:
         """As a snapshot has them."""
-        for producer_id, (epoch, _, batches) in self.entries.items():
-            for first, last, offset, timestamp in batches:
-                yield producer_id, offset, timestamp, first, last, epoch
+        for producer_id, (epoch, expected, batches, offset, timestamp) in self.entries.items():
+            remembered = tuple((at, written, first, last) for first, last, at, written in batches)
+            yield producer_id, self.open.get(producer_id, -1), offset, timestamp, expected, epoch, remembered
 
 
 def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator[Batch]:
@@ -127,10 +185,10 @@ def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator
 # ---- snapshots -------------------------------------------------------------------------------------------------------------
 
 
-def newest_snapshot(log: PartitionLog, end: int) -> ProducerStates:
-    """The states of the newest snapshot that counts and is not beyond `end`; empty, at offset 0, where there is none."""
+def newest_snapshot(log: PartitionLog, end: int, after: int = -1) -> ProducerStates:
+    """The states of the newest snapshot that counts, after `after` and not beyond `end`; empty, at offset 0, where there is none."""
     for offset in reversed(names.snapshot_offsets(log.fs.listdir(log.directory))):
-        if offset <= end and (states := _load(log, offset)) is not None:
+        if after < offset <= end and (states := _load(log, offset)) is not None:
             return states
     return ProducerStates()
 
@@ -150,8 +208,14 @@ def _load(log: PartitionLog, offset: int) -> ProducerStates | None:
     if found.offset != offset or not _counts(log, log.segments(), found):
         return None
     states = ProducerStates(offset)
-    for producer_id, at, timestamp, first, last, epoch in found:
-        states.record((producer_id, first, epoch), (last - first & SEQUENCES) + 1, at, timestamp)
+    try:
+        for producer_id, open_, at, timestamp, expected, epoch, batches in found:
+            remembered = tuple((first, last, where, written) for where, written, first, last in batches)
+            states.entries[producer_id] = epoch, expected, remembered, at, timestamp
+            if open_ >= 0:
+                states.open[producer_id] = open_
+    except ValueError:
+        return None
     return states
 
 
@@ -213,6 +277,9 @@ class ProducerStateManager:
 
         Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: call `catch_up` without the lock, and try again.
         """
+        if batch.attributes & CONTROL:
+            states = self._exact_states()
+            return not states.check_marker(batch.producer[0], batch.producer[2])
         states, log = self.states, self._log
         producer_id, first, epoch = batch.producer
         entry = states.entries.get(producer_id)
@@ -230,6 +297,16 @@ class ProducerStateManager:
             batch.base_timestamp = batch.max_timestamp = found[3]
         return True
 
+    def _exact_states(self) -> ProducerStates:
+        """All that is in the log, which is what a marker is decided on."""
+        states, log = self.states, self._log
+        end = log.words[END]
+        if states.epoch == log.epoch and not self.broken_off and end - states.offset <= _SMALL_GAP:
+            if states.offset < end:
+                states.fold(log, end)
+            return states
+        return self._install()
+
     def _install(self) -> ProducerStates:
         ahead, log = self._ahead, self._log
         if ahead is None or ahead.epoch != log.epoch:
@@ -240,9 +317,12 @@ class ProducerStateManager:
 
     def appended(self, batch: Pending, offset: int, position: int) -> None:
         """The batch is published; it ends at `position`."""
-        states = self.states
-        if batch.producer is not NO_PRODUCER:
-            states.record(batch.producer, batch.count, offset, batch.max_timestamp)
+        states, producer = self.states, batch.producer
+        if producer is not NO_PRODUCER:
+            if batch.attributes & CONTROL:
+                states.mark(producer[0], producer[2], offset, batch.max_timestamp)
+            else:
+                states.record(producer, batch.count, offset, batch.max_timestamp, transactional=bool(batch.attributes & TRANSACTIONAL))
             if position - self._snapshot_at > SNAPSHOT_EVERY:
                 self.snapshot_is_due = self._snapshot_at >= 0
                 self._snapshot_at = position
@@ -257,13 +337,12 @@ class ProducerStateManager:
     # ---- without the lock ----------------------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
-        """Fold what is published, from the newest snapshot on."""
+        """Fold what is published, from the newest snapshot on, or from what is known already."""
         log = self._log
         for _ in range(_TRIES):
-            epoch, end = log.words[EPOCH], log.words[HWM]
+            epoch = log.words[EPOCH]
             try:
-                states = newest_snapshot(log, end)
-                states.fold(log, end)
+                states = self._folded()
             except (FileNotFoundError, ValueError, IndexError):
                 continue  # somebody cuts the log, or did so meanwhile
             if log.words[EPOCH] == epoch:
@@ -276,20 +355,19 @@ class ProducerStateManager:
         """Write a snapshot of all that is published.  It is derived: a failure loses nothing but time."""
         self.snapshot_is_due = False
         try:
-            states = self._exact()
+            states = self._folded()
             self._forget_expired(states)
             save_snapshot(self._log, states)
         except (StreamlogError, OSError, ValueError, IndexError):
             pass  # a full disk, or somebody cuts the log
 
-    def _exact(self) -> ProducerStates:
+    def _folded(self) -> ProducerStates:
         """The fold up to the published end.  Our own states need no lock: what they know beyond `offset` was published before."""
         log, live = self._log, self.states
-        states = ProducerStates(live.offset, live.epoch, dict(live.entries))
-        end = log.words[HWM]
-        if states.offset < end or states.epoch != log.words[EPOCH]:
-            found = newest_snapshot(log, end)
-            if found.offset > states.offset or states.epoch != log.words[EPOCH]:
+        states, end, epoch = live.copy(), log.words[HWM], log.words[EPOCH]
+        if states.offset < end or states.epoch != epoch:
+            found = newest_snapshot(log, end, states.offset if states.epoch == epoch else -1)
+            if states.epoch != epoch or found.offset > states.offset:
                 states = found
             states.fold(log, end)
         return states
@@ -301,8 +379,8 @@ class ProducerStateManager:
         settings = self._log.settings
         before = settings.now_ms() - settings.producer_id_expiration_ms
         for producer_id, entry in list(states.entries.items()):
-            _, _, offset, timestamp = entry[2][-1]
-            if timestamp < before and self._written_ms(offset) < before:
+            _, _, _, offset, timestamp = entry
+            if timestamp < before and producer_id not in states.open and self._written_ms(offset) < before:
                 del states.entries[producer_id]
                 self._expired[producer_id] = entry
 

@@ -8,10 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, UnknownVersionError
+from streamlog._format.batch import CONTROL, SEGMENT_HEADER_SIZE, TRANSACTIONAL, Batch, UnknownVersionError
 from streamlog._log.partition import PartitionLog
 from streamlog._log.segment import SegmentView
-from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
+from streamlog._log.state import BOOT, DEAD, HWM, OPEN, POSITION, SEGMENT, START, TURN
+from streamlog._log.transactions import AbortedTransactions
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
@@ -24,10 +25,17 @@ _NO_LIMIT = 2**62
 class LogReader:
     """Reads a partition's batches in order, from an offset.  Belongs to one thread."""
 
-    __slots__ = ("_limit", "_turn", "_view", "diverged", "epoch", "log", "offset", "opened", "position", "timeout", "verify", "words")
+    __slots__ = (
+        "_aborted", "_limit", "_turn", "_view", "committed", "diverged", "epoch", "log", "offset", "opened", "position", "timeout", "verify",
+        "words",
+    )  # fmt: skip
 
-    def __init__(self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0) -> None:
-        """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known)."""
+    def __init__(
+        self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0, committed: bool = False
+    ) -> None:
+        """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known); if `committed`, stop at the last stable offset."""
+        self.committed = committed
+        self._aborted = AbortedTransactions(log, timeout) if committed else None
         self.log, self.words, self.verify, self.timeout = log, log.words, verify, timeout
         self.offset = offset  # of the next batch to read; at first possibly inside one
         self.epoch = epoch
@@ -39,7 +47,20 @@ class LogReader:
 
     def is_ready(self) -> bool:
         """Whether `next` has something to say: a batch, or a change to look into."""
-        return bool(self.words[HWM] > self.offset or self.words[TURN] != self._turn)
+        end = self.log.last_stable_offset if self.committed else self.words[HWM]
+        return bool(end > self.offset or self.words[TURN] != self._turn)
+
+    def is_held_up(self) -> bool:
+        """Whether there are records that an open transaction keeps from this reader."""
+        return self.committed and self.log.last_stable_offset <= self.offset < self.words[HWM]
+
+    def hides(self, batch: Batch) -> bool:
+        """Whether a batch that `next` returned is shown to nobody: a marker, or aborted records where only `committed` ones are wanted."""
+        if not batch.attributes & TRANSACTIONAL:
+            return False
+        if batch.attributes & CONTROL:
+            return True
+        return self._aborted is not None and self._aborted.has(batch)
 
     def release(self) -> None:
         """Let the mapping go; the next look finds its place again."""
@@ -58,6 +79,8 @@ class LogReader:
             high_watermark = words[HWM]  # first the high watermark, then turn (reader-hwm-then-turn)
             if not STRONG_ORDER:
                 barrier()
+            if self.committed and 0 < (first_open := words[OPEN]) <= high_watermark:
+                high_watermark = first_open - 1
             if words[TURN] != self._turn:
                 self._locate()
                 continue
@@ -214,20 +237,25 @@ def beginning_offset(log: PartitionLog, timeout: float) -> int:
     return log.start_offset
 
 
-def end_offset(log: PartitionLog, timeout: float) -> int:
-    """Offset that the next record becomes visible at."""
+def end_offset(log: PartitionLog, timeout: float, *, committed: bool = False) -> int:
+    """Offset that the next record becomes visible at, or the next `committed` one."""
     log.ensure_valid(timeout)
-    return log.high_watermark
+    return log.last_stable_offset if committed else log.high_watermark
 
 
-def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tuple[int, int, int] | None:
+def producer_at(log: PartitionLog, offset: int, timeout: float) -> tuple[int, int]:
+    """Producer id and epoch of the batch that holds `offset`; (-1, -1) where there is none."""
+    batch = LogReader(log, offset, timeout=timeout).next()
+    return (-1, -1) if batch is None else (batch.producer_id, batch.producer_epoch)
+
+
+def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float, *, committed: bool = False) -> tuple[int, int, int] | None:
     """Offset, timestamp and leader epoch of the first record, in log order, at or after `timestamp_ms`; None: there is none.
 
     A sealed segment whose closing index entry says that all is earlier is passed over; inside one the index narrows the scan.
     """
-    log.ensure_valid(timeout)
-    words = log.words
-    high_watermark = words[HWM]
+    stable, aborted = end_offset(log, timeout, committed=committed), AbortedTransactions(log, timeout)
+    high_watermark = log.high_watermark
     bases = log.segments()
     for base, limit in zip(bases, [*bases[1:], high_watermark]):
         if limit != high_watermark and (largest := log.largest_timestamp(base, limit)) is not None and largest < timestamp_ms:
@@ -238,9 +266,9 @@ def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float) -> tupl
         hint = index.by_timestamp(timestamp_ms)
         if hint > SEGMENT_HEADER_SIZE and (found := view._hinted(hint, limit, view.size)) is not None and found < limit:
             position, offset = hint, found
-        end = min(limit, high_watermark)
+        end = min(limit, stable)
         for at, batch in view.batches(position, offset, end, view.size):
-            if batch.max_timestamp >= timestamp_ms:
+            if batch.max_timestamp >= timestamp_ms and not batch.attributes & CONTROL and not (committed and aborted.has(batch)):
                 return _first_at_or_after(batch, timestamp_ms)
             offset, position = batch.next_offset, at + batch.length
         if offset < end:

@@ -18,9 +18,10 @@ from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, SegmentHeader
-from streamlog._log import epochs, segment
+from streamlog._log import epochs, segment, transactions
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
+    ABORTED_END,
     BOOT,
     DIRECTORY,
     DIRTY,
@@ -33,6 +34,7 @@ from streamlog._log.state import (
     INDEXED,
     INODE,
     MAX_TIMESTAMP,
+    OPEN,
     POSITION,
     SALT,
     SEGMENT,
@@ -114,6 +116,7 @@ def after_boot(log: PartitionLog) -> None:
     log.store_turn()
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
+    transactions.recover(log, log.recovery_point)
     words[DIRECTORY] = fs.stat(directory).st_ino
     words[HWM] = end
     words[DIRTY] = 0
@@ -159,9 +162,7 @@ def _begin_segment(log: PartitionLog, offset: int, epoch: int) -> None:
     segment.create(log.fs, log.directory, header, offset, synced=True)
 
 
-def _whole(
-    log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader | None]
-) -> tuple[list[int], int, tuple[int, int] | None]:
+def _whole(log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader | None]) -> tuple[list[int], int, tuple[int, int] | None]:
     """The segments that make up the log, its end, and the last segment with the position where its whole batches end.
 
     Segments that lie wholly below the recovery point are on the disk by contract and are not scanned.
@@ -213,6 +214,7 @@ def after_death(log: PartitionLog) -> None:
         if base not in kept:
             _remove(log, base)
     view = SegmentView(fs, directory, kept[-1])
+    transactional = bool(words[OPEN])
     try:
         position, end = view.find(hwm, view.size)
     except ValueError as error:
@@ -221,11 +223,14 @@ def after_death(log: PartitionLog) -> None:
         raise CorruptRecordError(f"{view.path}: the log ends at {end}, below {hwm}", view.path, position, hwm, end, hwm)
     for at, batch in view.batches(position, end, _EVERYTHING, view.size):
         end, position = batch.next_offset, at + batch.length
+        transactional = transactional or bool(batch.attributes & fmt.TRANSACTIONAL)
     if view.header.leader_epoch != words[EPOCH]:  # somebody died in a cut: its epoch may not be on the disk
         _begin_segment(log, end, max(view.header.leader_epoch, words[EPOCH]) + 1)
         view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
     _store_words(log, view, position, end)
+    if transactional:
+        transactions.recover(log, view.header.base_offset)
     words[HWM] = end
     words[DIRTY] = 0
 
@@ -257,6 +262,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
+    transactions.recover(log, start)
     words[SYNCED] = end
     words[SYNCING] = words[FAILED] = 0
     words[DIRTY] = 0
@@ -320,6 +326,7 @@ def _store_words(log: PartitionLog, view: SegmentView, position: int, end: int) 
     words[SEGMENT], words[INODE], words[SALT] = view.header.base_offset, view.inode, view.header.salt
     words[EPOCH], words[POSITION], words[END] = view.header.leader_epoch, position, end
     words[FIRST_TIMESTAMP], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = _measure(view, position)
+    words[ABORTED_END] = 0  # to be looked at
 
 
 def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
@@ -351,7 +358,7 @@ def _drop_snapshots(log: PartitionLog, end: int) -> None:
 
 
 def _remove(log: PartitionLog, base: int) -> None:
-    for name in (names.log(base), names.index(base)):
+    for name in (names.log(base), names.index(base), names.transaction_index(base)):
         try:
             log.fs.unlink(f"{log.directory}/{name}")
         except FileNotFoundError:
@@ -365,8 +372,8 @@ def _sync_kept(log: PartitionLog, kept: list[int]) -> None:
 
 
 def sync_file(log: PartitionLog, base_offset: int) -> None:
-    """Sync a segment that is not the active one, and its index: below the recovery point neither is looked through again."""
-    for name in (names.log(base_offset), names.index(base_offset)):
+    """Sync a segment that is not the active one, and what is derived from it: below the recovery point neither is looked through again."""
+    for name in (names.log(base_offset), names.index(base_offset), names.transaction_index(base_offset)):
         path = f"{log.directory}/{name}"
         try:
             fd = log.fs.open(path, O_RDWR)

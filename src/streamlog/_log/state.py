@@ -3,7 +3,7 @@
     word            meaning                                                        stored by, under
     HWM             high watermark: readers see offsets below it; stored last      appender, partition lock
     BELL            two 32-bit words: bell and waiter flag (H17)                   appender; waiters raise the flag
-    FENCES          raised with each control batch                                 (transactions)
+    FENCES          changes with each control batch; before HWM                    appender, recovery
     TURN            changes with everything that is not an append                  appender, recovery; partition lock
     BOOT            boot that the slot counts for; DEAD: the topic is deleted      recovery (last), deletion; partition lock
     DIRECTORY       inode of the partition's directory                             recovery
@@ -18,7 +18,11 @@
     SYNCED          everything below it is on the disk                             sync, partition lock
     SYNCING         pid of the process that is syncing                             sync, sync lock
     SYNCED_AT       monotonic ms of the last sync                                  sync, partition lock
+    OPEN            first offset of the earliest open transaction, plus 1; 0: none appender: before the HWM that covers a
+                                                                                   transaction, after the one that ends it
+    ABORTED_END     size of the active segment's transaction index                 appender, before OPEN
 
+The last stable offset is the lesser of HWM and OPEN - 1; who wants it loads HWM first (docs/crash-safety.md, "Transactions").
 Readers load HWM, then TURN, and nothing else in the steady state.  All words are stale-safe: a reader that sees an old high
 watermark waits; one that sees an old `turn` sees an old high watermark too.  TURN to DIRTY lie together, so that an appender
 compares what it knows in one step.  The whole file is live state: it counts only for this boot and this inode (H7).
@@ -34,11 +38,11 @@ from streamlog._os.mapping import Page
 
 (
     HWM, BELL, FENCES, TURN, BOOT, DIRECTORY, SEGMENT, INODE, SALT, EPOCH, FAILED, DIRTY, END, POSITION, MAX_TIMESTAMP,
-    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT,
-) = range(22)  # fmt: skip
+    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT, OPEN, ABORTED_END,
+) = range(24)  # fmt: skip
 NAMES = (
     "HWM", "BELL", "FENCES", "TURN", "BOOT", "DIRECTORY", "SEGMENT", "INODE", "SALT", "EPOCH", "FAILED", "DIRTY", "END", "POSITION",
-    "MAX_TIMESTAMP", "FIRST_TIMESTAMP", "INDEXED", "INDEX_END", "START", "SYNCED", "SYNCING", "SYNCED_AT",
+    "MAX_TIMESTAMP", "FIRST_TIMESTAMP", "INDEXED", "INDEX_END", "START", "SYNCED", "SYNCING", "SYNCED_AT", "OPEN", "ABORTED_END",
 )  # fmt: skip
 KNOWN = slice(TURN * 8, DIRTY * 8 + 8)  # bytes of a slot that only something other than an append changes
 

@@ -2,8 +2,9 @@
 
 The kernel drops a dead process's locks, so nobody has to.  `under` is the one place that takes a lock (H14): no context
 manager, because an exception raised by a signal handler between taking and entering would leak it.  A wait is bounded by
-the caller's time-out (H16).  Order, outer to inner, checked where STREAMLOG_VERIFY=1: `METADATA`, `GROUP`, `SYNC`, `PARTITION`
-(a sync stores what it covered under the partition's lock; nobody who holds that one waits for a sync).
+the caller's time-out (H16).  Order, outer to inner, checked where STREAMLOG_VERIFY=1: `METADATA`, `GROUP`, `TRANSACTION`, `SYNC`, `PARTITION`,
+`TRANSACTION_STATE` (a sync stores what it covered under the partition's lock, and nobody who holds that one waits for a sync; a
+transactional append looks at the transaction's state under its partition's lock, and nobody who writes a state holds another's).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import O_CREAT, O_RDWR, FileSystem
 from streamlog.errors import StreamlogTimeoutError
 
-METADATA, GROUP, SYNC, PARTITION = range(4)
+METADATA, GROUP, TRANSACTION, SYNC, PARTITION, TRANSACTION_STATE = range(6)
 _SPINS, _PAUSE = 50, 30e-6  # tries at once, then constant sleeps (s): back-off starves (H16)
 
 if sys.platform == "darwin":

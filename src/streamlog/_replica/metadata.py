@@ -12,8 +12,6 @@ the disk before anybody acts on them, the writer included: a fold reads no furth
 
 from __future__ import annotations
 
-from _thread import allocate_lock, get_ident
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +19,8 @@ if TYPE_CHECKING:
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
+from streamlog._log.fold import Fold
 from streamlog._log.partition import PartitionLog, Pending
-from streamlog._log.reader import LogReader
 from streamlog._log.state import FAILED, HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
 from streamlog.config import TopicConfig
@@ -49,25 +47,20 @@ class TopicMetadata:
         return self._config
 
 
-class Metadata:
-    """This process's fold of the metadata log.  Safe to share between threads."""
+class Metadata(Fold):
+    """This process's fold of the metadata log, as far as it is on the disk.  Safe to share between threads."""
 
     def __init__(self, log: PartitionLog, lock: ByteLock) -> None:
-        self.log = log
+        super().__init__(log)
         self._lock = lock
         self._words = log.words
-        self._fold_lock = allocate_lock()
-        self._folding = 0  # the thread that folds
         self._folded = 0  # version after the batch that is being folded
-        self._reader: LogReader | None = None
         self.topics: dict[str, TopicMetadata] = {}
         self.by_id: dict[bytes, TopicMetadata] = {}
         self.removed: set[bytes] = set()
         """Ids of topics that were deleted.  An id in neither may be of a topic that this process has not heard of yet."""
         self.next_producer_id = 0
         """Of the next block."""
-        self.version = 0
-        """Offset up to which the log is folded; unequal to the slot's SYNCED: there is more."""
 
     def changed(self) -> bool:
         """Whether there is more to fold: one load."""
@@ -81,32 +74,20 @@ class Metadata:
         self.log.ensure_valid(timeout)
         if self._words[SYNCED] < self._words[HWM] and not self._words[FAILED]:
             self.log.sync(timeout)
-        me = get_ident()
-        if self._folding == me:
-            return  # a signal handler or finalizer inside the fold: it sees what is folded so far
-        with self._fold_lock:
-            self._folding = me
-            try:
-                self._fold_all(timeout)
-            finally:
-                self._folding = 0
+        super().refresh(timeout)
+
+    def _end(self) -> int:
+        return self._words[SYNCED]
 
     def _fold_all(self, timeout: float) -> None:
-        reader = self._reader = self._reader or LogReader(self.log, self.log.start_offset, timeout=timeout)
-        while self._words[SYNCED] > self.version:
-            if reader.offset != self.version:  # an exception from outside interrupted the fold of a batch
-                reader = self._reader = LogReader(self.log, self.version, timeout=timeout)
-            batch = reader.next()
-            if batch is None:
-                break
-            self._folded = batch.next_offset
-            self._fold(batch)
-            self.version = batch.next_offset
-        reader.release()
+        super()._fold_all(timeout)
+        if self._reader is not None:
+            self._reader.release()
 
     def _fold(self, batch: fmt.Batch) -> None:
         import msgpack  # here: 4 ms of a cold start
 
+        self._folded = batch.next_offset
         values = batch.columns().values
         assert values is not None
         for value in values.to_list():
@@ -151,7 +132,7 @@ class Metadata:
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack
 
-        if self._folding == get_ident():
+        if self._is_folding():
             raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of the metadata cannot decide on it; try again after it")
         self.log.catch_up(timeout)
         self.refresh(timeout)

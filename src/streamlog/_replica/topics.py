@@ -151,7 +151,7 @@ def _is_leftover(home: Home, directory: str) -> bool:
     known = home.metadata.by_id
     listing = home.fs.listdir(directory)
     for name in listing:
-        if not name.endswith((names.LOG, names.INDEX, names.TEMPORARY, names.LEADER_EPOCHS)):
+        if not name.endswith((names.LOG, names.INDEX, names.TRANSACTION_INDEX, names.SNAPSHOT, names.TEMPORARY, names.LEADER_EPOCHS)):
             return False
     for base in names.base_offsets(listing):
         try:

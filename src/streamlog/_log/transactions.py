@@ -1,0 +1,185 @@
+"""Which transactions of a log were aborted, and which are open: the transaction index of each segment, and its recovery.
+
+A segment's index has an entry for each transaction whose abort marker stands in the segment; so whether a record was aborted is said by the
+index of its segment or of a later one.  The indexes are derived: what is missing or damaged is made anew from the log.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamlog._format.batch import Batch
+    from streamlog._format.transaction_index import Aborted
+    from streamlog._log.partition import PartitionLog
+
+from streamlog._format import names
+from streamlog._format import transaction_index as index_format
+from streamlog._log import segment
+from streamlog._log.producer_state import newest_snapshot
+from streamlog._log.state import ABORTED_END, END, FENCES, HWM, OPEN, TURN
+from streamlog._os import files
+from streamlog._os.clock import monotonic_ns
+from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, FileSystem
+from streamlog._os.locks import under
+from streamlog.errors import CorruptRecordError
+
+_LOOKS = 4  # without the lock: each fails only if a segment was rolled meanwhile
+_INFINITE = 2**63
+
+
+def write_index(fs: FileSystem, directory: str, base_offset: int, salt: int, entries: Iterable[Aborted], *, synced: bool = False) -> int:
+    """Write a segment's transaction index; returns its size."""
+    path = f"{directory}/{names.transaction_index(base_offset)}"
+    data = index_format.header(salt, base_offset) + index_format.encode(salt, entries)
+    fd = fs.open(path, O_RDWR | O_CREAT | O_TRUNC)
+    try:
+        fs.pwrite(fd, data, 0, path)
+        if synced:
+            fs.sync(fd, path)
+    finally:
+        fs.close(fd)
+    return len(data)
+
+
+def read_index(log: PartitionLog, base_offset: int) -> list[Aborted] | None:
+    """The entries of a segment's transaction index; None where it is missing or damaged.  Raises CorruptRecordError (the segment)."""
+    path = f"{log.directory}/{names.transaction_index(base_offset)}"
+    try:
+        data = files.read_file(log.fs, path)
+        salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base_offset)}").salt
+        return index_format.decode(data, salt, base_offset)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _from(log: PartitionLog, offset: int) -> list[int]:
+    """The segments from that of `offset` on."""
+    bases = log.segments()
+    return bases[max(0, bisect_right(bases, offset) - 1) :]
+
+
+def recover(log: PartitionLog, start: int) -> None:
+    """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on.
+
+    Under the partition's lock, with the words of the end stored.
+    """
+    words, bases = log.words, _from(log, start)
+    found: dict[int, list[Aborted]] = {base: [] for base in bases}
+    states = newest_snapshot(log, min(bases[0], words[END]))
+    states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
+    for base, entries in found.items():
+        try:
+            salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
+        except CorruptRecordError:
+            continue  # nobody can read it either
+        sealed = base != bases[-1]  # it may lie below the recovery point, and is not looked through again then
+        words[ABORTED_END] = write_index(log.fs, log.directory, base, salt, entries, synced=sealed)
+    words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
+    words[OPEN] = states.first_open() + 1
+
+
+def open_transactions(log: PartitionLog) -> list[tuple[int, int, int]]:
+    """The transactions that are open now: producer id, epoch, offset of the first record.  Without the lock."""
+    states = newest_snapshot(log, log.words[HWM])
+    states.fold(log, log.words[HWM])
+    return sorted((producer_id, states.entries[producer_id][0], first) for producer_id, first in states.open.items())
+
+
+def check_active_index(log: PartitionLog) -> None:
+    """Make sure that the active segment has its index, whole up to where the words say.  Under the partition's lock."""
+    words = log.words
+    try:
+        size = log.fs.stat(f"{log.directory}/{names.transaction_index(log.base_offset)}").st_size
+        if size == words[ABORTED_END]:
+            return
+    except FileNotFoundError:
+        pass
+    if words[END] == log.base_offset:
+        words[ABORTED_END] = write_index(log.fs, log.directory, log.base_offset, log._salt, [])
+    else:
+        recover(log, log.base_offset)
+
+
+class AbortedTransactions:
+    """What a reader knows of the aborted transactions from its segment on.  Belongs to the reader's thread."""
+
+    __slots__ = ("_log", "_ranges", "_size", "_timeout", "_turn", "until")
+
+    def __init__(self, log: PartitionLog, timeout: float) -> None:
+        self._log, self._timeout = log, timeout
+        self._ranges: dict[int, list[tuple[int, int]]] = {}  # by producer id: first offset and marker, in order
+        self._turn = -1
+        self._size = 0  # bytes of the active segment's index that are known
+        self.until = 0
+        """Records below it are known to be committed or aborted."""
+
+    def has(self, batch: Batch) -> bool:
+        """Whether a transactional batch below the last stable offset was aborted."""
+        if batch.base_offset >= self.until:
+            self._learn(batch.base_offset)
+        ranges = self._ranges.get(batch.producer_id, ())
+        at = bisect_right(ranges, (batch.base_offset, _INFINITE)) - 1
+        return at >= 0 and batch.base_offset < ranges[at][1]
+
+    def _learn(self, offset: int) -> None:
+        for _ in range(_LOOKS):
+            if self._try_to_learn(offset):
+                return
+        under(self._log.lock, self._timeout, self._learn_in_peace, offset)
+
+    def _try_to_learn(self, offset: int) -> bool:
+        """Take in what is new; False where the segments changed, or an index is not there."""
+        log, words = self._log, self._log.words
+        until = log.last_stable_offset  # before the index: what ended below it has its entry
+        turn, size = words[TURN], words[ABORTED_END]
+        if turn != self._turn:
+            self._turn, self._ranges = -1, {}
+            for base in _from(log, offset):
+                entries = read_index(log, base)
+                if entries is None:
+                    return False
+                self._add(entries)
+        elif size != self._size:
+            try:
+                self._add(self._read_active(size))
+            except ValueError:
+                return False
+        if words[TURN] != turn:
+            self._turn = -1
+            return False
+        self._turn, self._size, self.until = turn, size, until
+        return True
+
+    def _read_active(self, size: int) -> list[Aborted]:
+        """What was added.  Raises ValueError where that is not there, or damaged."""
+        log = self._log
+        base = log.segments()[-1]
+        path = f"{log.directory}/{names.transaction_index(base)}"
+        fd = log.fs.open(path, O_RDWR)
+        try:
+            data = log.fs.pread(fd, size - self._size, self._size, path)
+        finally:
+            log.fs.close(fd)
+        if len(data) != size - self._size:
+            raise ValueError("the file is shorter")
+        return index_format.decode_entries(data, segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt)
+
+    def _learn_in_peace(self, offset: int) -> None:
+        """Under the partition's lock: what is missing is made anew."""
+        log = self._log
+        log.look_again()
+        if any(read_index(log, base) is None for base in _from(log, offset)):
+            recover(log, offset)
+        self._turn = -1
+        if not self._try_to_learn(offset):
+            raise CorruptRecordError(f"{log.directory}: a transaction index cannot be read", log.directory, 0, "an index", None, log.words[HWM])
+
+    def _add(self, entries: Iterable[Aborted]) -> None:
+        for producer_id, first, last in entries:
+            ranges = self._ranges.setdefault(producer_id, [])
+            if not ranges or ranges[-1] < (first, last):  # an entry may stand there twice
+                ranges.append((first, last))
