@@ -35,6 +35,7 @@ from streamlog.errors import (
     InvalidTxnStateError,
     RecordTooLargeError,
     SerializationError,
+    StreamlogError,
     UnknownTopicOrPartitionError,
     UnsupportedCompressionError,
 )
@@ -101,52 +102,56 @@ class Producer(Accumulator):
         Raises: UnknownTopicOrPartitionError, RecordTooLargeError, SerializationError, InvalidTimestampError, BufferExhaustedError,
                 ClosedError; what happens later comes through the delivery.
         """
-        if headers is not None or partition is not None or timestamp_ms is not None or on_delivery is not None:
-            return self._send_in_full(topic, value, key, headers, partition, timestamp_ms, on_delivery)
         try:
-            target = self._targets[topic]
-        except (KeyError, TypeError):
-            target = self._target(topic)
-        if type(value) is not bytes or self._serialize_value is not None:
-            value = to_bytes("value", value, self._serialize_value)
-        if key is None:
-            size = _OFFSET_BYTES if value is None else len(value) + _OFFSET_BYTES
-            if not self._busy and not self._aside:
-                with self._lock:
-                    self._busy = True
-                    try:
-                        batch = target.sticky.batch
-                        room = batch.room - size
-                        if room >= 0 and batch.stride == 1:
-                            rows = batch.rows
-                            delivery = Delivery((batch, len(rows)))
-                            rows.append(value)
-                            batch.room = room
-                            return delivery
-                    finally:
-                        self._busy = False
-        else:
-            if type(key) is not bytes or self._serialize_key is not None:
-                key = to_bytes("key", key, self._serialize_key)
-            size = len(key) + (2 * _OFFSET_BYTES if value is None else len(value) + 2 * _OFFSET_BYTES)
-            hash_of = self._hash  # (an attribute that is called where it stands is looked for as a method first: 0.05 µs)
-            lane = target.lanes[(hash_of(key) & self._hash_bits) % target.count]
-            if self._keyed and not self._busy and not self._aside:
-                with self._lock:
-                    self._busy = True
-                    try:
-                        batch = lane.batch
-                        room = batch.room - size
-                        if room >= 0 and batch.stride == 2:
-                            rows = batch.rows
-                            delivery = Delivery((batch, len(rows) >> 1))
-                            rows += (key, value)
-                            batch.room = room
-                            return delivery
-                    finally:
-                        self._busy = False
-        stride = 1 if key is None else 2
-        return self._send_slowly(target, (key, value, None, None), stride, size - ROW_BYTES[stride], None, None)
+            if headers is not None or partition is not None or timestamp_ms is not None or on_delivery is not None:
+                return self._send_in_full(topic, value, key, headers, partition, timestamp_ms, on_delivery)
+            try:
+                target = self._targets[topic]
+            except (KeyError, TypeError):
+                target = self._target(topic)
+            if type(value) is not bytes or self._serialize_value is not None:
+                value = to_bytes("value", value, self._serialize_value)
+            if key is None:
+                size = _OFFSET_BYTES if value is None else len(value) + _OFFSET_BYTES
+                if not self._busy and not self._aside:
+                    with self._lock:
+                        self._busy = True
+                        try:
+                            batch = target.sticky.batch
+                            room = batch.room - size
+                            if room >= 0 and batch.stride == 1:
+                                rows = batch.rows
+                                delivery = Delivery((batch, len(rows)))
+                                rows.append(value)
+                                batch.room = room
+                                return delivery
+                        finally:
+                            self._busy = False
+            else:
+                if type(key) is not bytes or self._serialize_key is not None:
+                    key = to_bytes("key", key, self._serialize_key)
+                size = len(key) + (2 * _OFFSET_BYTES if value is None else len(value) + 2 * _OFFSET_BYTES)
+                hash_of = self._hash  # (an attribute that is called where it stands is looked for as a method first: 0.05 µs)
+                lane = target.lanes[(hash_of(key) & self._hash_bits) % target.count]
+                if self._keyed and not self._busy and not self._aside:
+                    with self._lock:
+                        self._busy = True
+                        try:
+                            batch = lane.batch
+                            room = batch.room - size
+                            if room >= 0 and batch.stride == 2:
+                                rows = batch.rows
+                                delivery = Delivery((batch, len(rows) >> 1))
+                                rows += (key, value)
+                                batch.room = room
+                                return delivery
+                        finally:
+                            self._busy = False
+            stride = 1 if key is None else 2
+            return self._send_slowly(target, (key, value, None, None), stride, size - ROW_BYTES[stride], None, None)
+        except StreamlogError as error:
+            self._refused(error)
+            raise
 
     def _send_in_full(self, topic: Any, value: Any, key: Any, headers: Any, partition: Any, timestamp_ms: Any, on_delivery: Any) -> Delivery:
         """`send` with any of the rarer arguments."""
@@ -249,6 +254,11 @@ class Producer(Accumulator):
         if self._producer_id < 0:
             self._producer_id = self._home.new_producer_id(self._block)
         return self._producer_id
+
+    def _refused(self, error: BaseException) -> None:
+        """A record was not taken: who goes on all the same must not commit the rest (as Kafka's)."""
+        if self._manager is not None:
+            self._manager.refused(error)
 
     # ---- checks --------------------------------------------------------------------------------------------------------------
 
@@ -488,6 +498,15 @@ class Producer(Accumulator):
         memory ran out after the first, the deliveries of the rest have failed with BufferExhaustedError.
         Raises: like `send`; nothing is sent then.
         """
+        try:
+            return self._send_batch(topic, values, keys, timestamps_ms, headers, partition)
+        except StreamlogError as error:
+            self._refused(error)
+            raise
+
+    def _send_batch(
+        self, topic: Any, values: Any, keys: Any, timestamps_ms: Any, headers: Sequence[Any] | None, partition: int | None
+    ) -> list[BatchDelivery]:
         from streamlog._client import bulk
 
         target = self._target_of(topic)

@@ -177,8 +177,9 @@ class Commits:
                     yield self.write(s, who, p)
             if any(client.written):
                 for commit in (True, False):
-                    event = End(who + 1, PRODUCER, client.epoch, commit, 0, 0)
-                    yield from self.asked(s, who, event, f"{name} {'commits' if commit else 'aborts'}", phase="ended", registered=frozenset(), written=(0, 0), admitted=(-1, -1))
+                    end = End(who + 1, PRODUCER, client.epoch, commit, 0, 0)
+                    done = Client("ended", client.epoch)._asdict()
+                    yield from self.asked(s, who, end, f"{name} {'commits' if commit else 'aborts'}", **done)
         elif client.phase == "ended" and transaction.state in (COMPLETE_COMMIT, COMPLETE_ABORT) and transaction.owner == who + 1:
             yield f"{name} is told", self.client(s, who, phase="ready", epoch=transaction.epoch)
 

@@ -187,6 +187,11 @@ class TransactionManager:
             self.error, self.state = error, ABORTABLE_ERROR
             self._producer._targets = {}
 
+    def refused(self, error: BaseException) -> None:
+        """`send` did not take a record, for a reason that is not a call out of turn."""
+        if not isinstance(error, (InvalidStateError, AbortableTransactionError, FencedError)):
+            self.fail(error)
+
     def _fence(self, error: BaseException) -> None:
         self.error, self.state = error, FATAL_ERROR
         self._producer._targets = {}

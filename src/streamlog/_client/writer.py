@@ -58,7 +58,10 @@ class BatchWriter:
             error = self._error
         self._collector.close()
         self.append = self._refuse
-        self._end_one(error or self._error)
+        failed = error or self._error
+        if failed is not None:
+            self._producer._refused(failed)  # what was dropped was part of the transaction
+        self._end_one(failed)
 
     def _refuse(self, value: bytes) -> None:  # noqa: ARG002  (stands in for `append`)
         raise ClosedError("the batch is closed, or a value was refused before")
