@@ -184,23 +184,29 @@ class Coordinator:
     def start_offset(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
         """Where a member that has got a partition begins.  An offset that is pending has to be waited for (H37, KIP-447).
 
-        Raises: UnstableOffsetCommitError: not known yet, look again; who is dead, late or not in the group any more is seen to.
+        Raises: UnstableOffsetCommitError: not known yet, look again.
         """
-        for attempt in range(2):
+        self._end_pending(timeout)
+        pending = self.offsets.pending(self.group_id).get((topic_id, partition))
+        if pending:
+            who = f"a transaction of producer {pending[0][0]}"
+            raise UnstableOffsetCommitError(f"group {self.group_id!r}: {who} holds an offset of partition {partition}, and is open")
+        return self.offset_of(topic_id, partition, timeout)  # after the look: nobody but the owner can have put one there since
+
+    def _end_pending(self, timeout: float) -> None:
+        """Who needs the group's offsets sees to transactions that hold some: of who is dead, late or not in the group any more."""
+        self.offsets.refresh(timeout)
+        pending = self.offsets.pending(self.group_id)
+        if pending:
+            group = self.file.load()
+            for producer_id, member_id in {held for each in pending.values() for held in each}:
+                gone = bool(member_id) and (group is None or member_id not in group.members)
+                self._transactions.end_for_member(producer_id, abort=gone, timeout=timeout)
             self.offsets.refresh(timeout)
-            pending = self.offsets.pending(self.group_id, topic_id, partition)
-            if not pending:
-                return self.offset_of(topic_id, partition, timeout)
-            if attempt == 0:
-                group = self.file.load()
-                for producer_id, member_id in pending:
-                    gone = bool(member_id) and (group is None or member_id not in group.members)
-                    self._transactions.end_for_member(producer_id, abort=gone, timeout=timeout)
-        who = f"a transaction of producer {pending[0][0]}"
-        raise UnstableOffsetCommitError(f"group {self.group_id!r}: {who} holds an offset of partition {partition}, and is open")
 
     def committed(self, timeout: float) -> dict[TopicPartition, CommittedOffset]:
         """Offsets that count: of topics that are there, and not expired."""
+        self._end_pending(timeout)
         found = self.offsets.group(self.group_id, timeout)
         is_expired = self._is_expired(found)
         by_id = self.home.metadata.by_id
@@ -212,6 +218,7 @@ class Coordinator:
 
     def offset_of(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
         """What was committed for one partition."""
+        self._end_pending(timeout)
         found = self.offsets.group(self.group_id, timeout)
         committed = found.offsets.get((topic_id, partition))
         if committed is not None and self._is_expired(found)((topic_id, partition), committed):

@@ -168,11 +168,14 @@ class OffsetsLog(Fold):
                 self._commit(key, committed, at)
         self._pending.pop(producer_id, None)
 
-    def pending(self, group_id: str, topic_id: bytes, partition: int) -> list[tuple[int, str]]:
-        """Open transactions, as far as folded, that hold an offset for a partition: producer ids, and the members that sent it."""
-        key = group_id, topic_id, partition
-        found = ((producer_id, offsets.get(key)) for producer_id, offsets in list(self._pending.items()))
-        return [(producer_id, "" if held[0] is None else held[0].member_id) for producer_id, held in found if held is not None]
+    def pending(self, group_id: str) -> dict[tuple[bytes, int], list[tuple[int, str]]]:
+        """What open transactions, as far as folded, hold of a group: by topic id and partition, producer ids and the members that sent it."""
+        found: dict[tuple[bytes, int], list[tuple[int, str]]] = {}
+        for producer_id, offsets in list(self._pending.items()):
+            for (group, topic_id, partition), (committed, _) in list(offsets.items()):
+                if group == group_id:
+                    found.setdefault((topic_id, partition), []).append((producer_id, "" if committed is None else committed.member_id))
+        return found
 
     def _pack(self) -> Any:
         groups = [
