@@ -22,6 +22,7 @@ import bench_processes
 import bench_send
 import bench_size
 import bench_start
+import bench_transactions
 from harness import Group, Row, as_json, as_markdown, as_text, plot, rows_of, run_group
 
 GROUPS: list[Group] = [
@@ -33,6 +34,7 @@ GROUPS: list[Group] = [
     bench_compression.GROUP,
     bench_processes.GROUP,
     bench_groups.GROUP,
+    bench_transactions.GROUP,
     bench_latency.GROUP,
     bench_fsync.GROUP,
     bench_start.GROUP,

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ import streamlog
 LONG = os.environ.get("STREAMLOG_LONG") == "1"
 
 
-def records_of(cluster: streamlog.Cluster, topic: str = "t", **config: object) -> list[streamlog.Record]:
+def records_of(cluster: streamlog.Cluster, topic: str = "t", **config: Any) -> list[streamlog.Record]:
     """All records of a topic, in order within each partition."""
     with cluster.consumer(topic, auto_offset_reset="earliest", **config) as consumer:
         records: list[streamlog.Record] = []

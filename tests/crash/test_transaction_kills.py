@@ -205,7 +205,8 @@ with streamlog.open(sys.argv[1]) as log:
     print("open", flush=True)
     sys.stdin.readline()
     errors = []
-    for call in (lambda: producer.send("t", b"zombie-2").result(), producer.commit_transaction, producer.begin_transaction, producer.abort_transaction):
+    send = lambda: producer.send("t", b"zombie-2").result()
+    for call in (send, producer.commit_transaction, producer.begin_transaction, producer.abort_transaction):
         try:
             call()
             errors.append("nothing")
@@ -243,7 +244,8 @@ def test_a_dead_producer_holds_nobody_up(phase: str, place: Path) -> None:
     """Killed with an open transaction: a reader that waits goes on, long before the time-out."""
     script = ZOMBIE.replace("sys.stdin.readline()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     if phase == "commit":
-        script = script.replace("    print(\"open\", flush=True)\n", "    producer._manager._transactions.finish = lambda *_: os.kill(os.getpid(), 9)\n    import os\n    producer.commit_transaction()\n")
+        die = "    producer._manager._transactions.finish = lambda *_: os.kill(os.getpid(), 9)\n"
+        script = script.replace('    print("open", flush=True)\n', f"    import os\n{die}    producer.commit_transaction()\n")
     with streamlog.open(place / "log") as log:
         log.create_topic("t")
         subprocess.run([sys.executable, "-c", script, str(place / "log")], stdout=subprocess.DEVNULL, check=False)

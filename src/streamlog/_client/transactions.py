@@ -51,6 +51,7 @@ from streamlog.errors import (
 )
 from streamlog.types import HangingTransaction, TopicPartition, TransactionDescription, TransactionListing
 
+_SMALL_GAP = 64  # states that are folded under the lock of an id: 0.5 ms
 _OWNERS = 1 << 20  # bytes of `transactions.lock` from here on are producers': their liveness (H23)
 
 
@@ -61,6 +62,7 @@ class Transactions:
         self.home, self.clock = home, home.clock
         self._lock = RLock()
         self._logs: dict[int, TransactionsLog] = {}
+        self._log_of: dict[str, TransactionsLog] = {}  # by transactional id, of those that were asked for
         self._locks: dict[int, ByteLock] = {}
         self._files: tuple[LockFile, LockFile, Page] | None = None
 
@@ -73,11 +75,15 @@ class Transactions:
 
     def _log(self, transactional_id: str, timeout: float) -> TransactionsLog:
         """The log that keeps an id; makes `__transaction_state` where there is none."""
+        found = self._log_of.get(transactional_id)
+        if found is not None:
+            return found
         count = self._topic_partitions()
         if not count:
             topics.create_internal(self.home, names.TRANSACTIONS_TOPIC, self.home.config.transaction_state_log_num_partitions, timeout)
             count = self._topic_partitions()
-        return self._numbered(names.keeper_partition(transactional_id, count), timeout)
+        found = self._log_of[transactional_id] = self._numbered(names.keeper_partition(transactional_id, count), timeout)
+        return found
 
     def _numbered(self, partition: int, timeout: float) -> TransactionsLog:
         with self._lock:
@@ -110,9 +116,11 @@ class Transactions:
         Durability: as the id's producer wants it.  Raises: StreamlogTimeoutError, and what `function` raises; nothing is changed then.
         """
         deadline = monotonic() + timeout
-        self.current(transactional_id, timeout)  # a long fold happens outside the lock
         log = self._log(transactional_id, timeout)
+        if log.log.high_watermark - log.version > _SMALL_GAP:
+            log.refresh(timeout)  # a long fold happens outside the lock
         after, written = under(self._lock_of(transactional_id), _left(deadline), self._change, log, transactional_id, function, deadline)
+        log.keep_up(_left(deadline))
         if written is not None and after.synced:
             log.log.wait_synced(written, _left(deadline))
         return after

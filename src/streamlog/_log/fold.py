@@ -21,7 +21,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.reader import LogReader
-from streamlog._os import files
+from streamlog._os import files, locks
 from streamlog.errors import StorageError, StreamlogError
 
 _SNAPSHOT = struct.Struct("<4sIQ")  # magic, zero, checksum of the rest
@@ -61,8 +61,10 @@ class Fold:
     def refresh(self, timeout: float) -> None:
         """Fold what is there.  From inside the fold nothing is done: one sees what is folded so far."""
         self.log.ensure_valid(timeout)
-        if self._is_folding() or (self._reader is not None and self._end() <= self.version):
-            return
+        if not self._is_folding() and (self._reader is None or self._end() > self.version):
+            self._fold_locked(timeout)
+
+    def _fold_locked(self, timeout: float) -> None:
         with self._fold_lock:
             self._folding = get_ident()
             try:
@@ -85,13 +87,13 @@ class Fold:
                 break
             self._fold(batch)
             self.version = batch.next_offset
-        if self._uses_snapshot and self.version - self._snapshot_at >= self.snapshot_every:
+        if self._uses_snapshot and self.version - self._snapshot_at >= self.snapshot_every and get_ident() not in locks.inside:
             self._save_snapshot(reader.epoch)
 
     def keep_up(self, timeout: float) -> None:
-        """Fold, and so write a snapshot, once one is due: who only writes reads nothing otherwise (H36).  Outside locks."""
-        if self._uses_snapshot and self.log.high_watermark - self.version >= self.snapshot_every:
-            self.refresh(timeout)
+        """Fold, and write a snapshot, once one is due: who only writes reads nothing, or only inside locks (H36).  Outside locks."""
+        if self._uses_snapshot and self.log.high_watermark - self._snapshot_at >= self.snapshot_every and not self._is_folding():
+            self._fold_locked(timeout)
 
     # ---- snapshots ---------------------------------------------------------------------------------------------------------
 

@@ -47,8 +47,10 @@ class LogReader:
 
     def is_ready(self) -> bool:
         """Whether `next` has something to say: a batch, or a change to look into."""
-        end = self.log.last_stable_offset if self.committed else self.words[HWM]
-        return bool(end > self.offset or self.words[TURN] != self._turn)
+        words = self.words
+        if self.committed:
+            return bool(self.log.last_stable_offset > self.offset or words[TURN] != self._turn)
+        return bool(words[HWM] > self.offset or words[TURN] != self._turn)
 
     def is_held_up(self) -> bool:
         """Whether there are records that an open transaction keeps from this reader."""
