@@ -120,20 +120,21 @@ with streamlog.open(location) as log:
                 except ProducerFencedError:
                     raise
                 except StreamlogError as error:
-                    print(name, repr(error), flush=True)
+                    print(type(error).__name__, error, flush=True)
                     consumer.seek_to_committed()
         except StreamlogError as error:
-            print(name, repr(error), flush=True)
+            print(type(error).__name__, error, flush=True)
         try:
             producer.close(timeout=1)
         except StreamlogError as error:
-            print(name, "closing", repr(error), flush=True)
+            print(type(error).__name__, error, flush=True)
         consumer.close(autocommit=False, timeout=1)
 """
 
 
 def start(location: Path, number: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORKER, str(location), f"worker-{number}"], stdout=subprocess.DEVNULL)
+    with open(location.parent / "errors", "ab") as errors:
+        return subprocess.Popen([sys.executable, "-c", WORKER, str(location), f"worker-{number}"], stdout=errors)
 
 
 def test_exactly_once_under_fire(place: Path, seed: int) -> None:
@@ -190,6 +191,9 @@ def test_exactly_once_under_fire(place: Path, seed: int) -> None:
         log.maintain()
         assert log.hanging_transactions() == []
         assert streamlog.check(log) == []
+        errors = Counter(line.split()[0] for line in (place / "errors").read_text().splitlines())
+        print(f"what workers were told: {dict(errors)}")
+        assert set(errors) <= {"ProducerFencedError", "UnknownMemberIdError", "CommitFailedError", "IllegalGenerationError", "StreamlogTimeoutError"}
         assert kills > 3
         assert stops > 1
 

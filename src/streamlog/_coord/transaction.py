@@ -260,7 +260,9 @@ def apply(transaction: Transaction, event: Any, table: Mapping[type, Transition]
 
 
 def _refuse(transaction: Transaction, event: Any) -> NoReturn:
-    if hasattr(event, "owner") and not isinstance(event, Init):
-        is_owner(transaction, event)
     what = f"transactional_id={transaction.transactional_id!r}: {type(event).__name__} is not possible, its state is {transaction.state}"
-    raise ConcurrentTransactionsError(what) if transaction.state in (ONGOING, *PREPARING) else InvalidTxnStateError(what)
+    if isinstance(event, (AddPartitions, End)):
+        is_owner(transaction, event)
+        if transaction.state not in PREPARING:
+            raise InvalidTxnStateError(what)
+    raise ConcurrentTransactionsError(what)  # somebody else has done it, or is doing something first
