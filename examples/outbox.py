@@ -31,20 +31,23 @@ def open_account(database: sqlite3.Connection, number: int) -> None:
 
 def relay(location: str, path: str) -> None:
     """Outbox rows into the log, until killed."""
-    with streamlog.open(location) as log, closing(sqlite3.connect(path, timeout=30)) as database:
-        with log.producer(transactional_id="outbox-relay") as producer:
-            producer.init_transactions()  # before the look: nobody else notes anything from now on
-            following = next_row(log)
-            while True:
-                rows = database.execute("SELECT id, key, value FROM outbox WHERE id >= ? ORDER BY id LIMIT 100", (following,)).fetchall()
-                if not rows:
-                    time.sleep(0.01)
-                    continue
-                with producer.transaction():
-                    for _, key, value in rows:
-                        producer.send("accounts", value, key=key)
-                    following = rows[-1][0] + 1
-                    producer.send_offsets({NOTE: following}, RELAY)
+    with (
+        streamlog.open(location) as log,
+        closing(sqlite3.connect(path, timeout=30)) as database,
+        log.producer(transactional_id="outbox-relay") as producer,
+    ):
+        producer.init_transactions()  # before the look: nobody else notes anything from now on
+        following = next_row(log)
+        while True:
+            rows = database.execute("SELECT id, key, value FROM outbox WHERE id >= ? ORDER BY id LIMIT 100", (following,)).fetchall()
+            if not rows:
+                time.sleep(0.01)
+                continue
+            with producer.transaction():
+                for _, key, value in rows:
+                    producer.send("accounts", value, key=key)
+                following = rows[-1][0] + 1
+                producer.send_offsets({NOTE: following}, RELAY)
 
 
 def next_row(log: streamlog.Cluster) -> int:

@@ -25,6 +25,7 @@ class GoWhereTheDatabaseSays:
         self._consumer, self._database = consumer, database
 
     def on_partitions_assigned(self, partitions: list[streamlog.TopicPartition]) -> None:
+        """Called inside `poll`, before anything of them is read."""
         for tp in partitions:
             row = self._database.execute("SELECT next FROM offsets WHERE topic = ? AND partition = ?", tp).fetchone()
             self._consumer.seek(tp, row[0] if row else 0)

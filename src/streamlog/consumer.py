@@ -538,6 +538,7 @@ class Consumer:
                 if self._close_asked is not None or not self._reads():  # a listener's doing
                     return []
                 self._fetcher.place()
+                self._fetcher.see_to_transactions()
                 if self._gathers:
                     self._fetcher.gather(deadline, self._other_bells(), self._is_called)
                 if found := take(*args):

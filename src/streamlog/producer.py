@@ -528,6 +528,7 @@ class Producer(Accumulator):
         return sent
 
     def _never_sent(self, lane: Lane, count: int, error: BufferExhaustedError) -> RecordBatch:
+        self._refused(error)
         batch = RecordBatch(lane, None, 0, 1, self._now_ms())
         batch.count, batch.written = count, True
         batch.finish(error)

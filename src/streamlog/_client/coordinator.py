@@ -37,7 +37,7 @@ from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
-from streamlog.errors import UnstableOffsetCommitError
+from streamlog.errors import StreamlogTimeoutError, UnstableOffsetCommitError
 from streamlog.types import TopicPartition
 
 
@@ -187,6 +187,8 @@ class Coordinator:
         Raises: UnstableOffsetCommitError: not known yet, look again.
         """
         self._end_pending(timeout)
+        if self.offsets._is_folding():
+            raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of offsets cannot tell where to begin; try again after it")
         pending = self.offsets.pending(self.group_id).get((topic_id, partition))
         if pending:
             who = f"a transaction of producer {pending[0][0]}"
@@ -197,7 +199,7 @@ class Coordinator:
         """Who needs the group's offsets sees to transactions that hold some: of who is dead, late or not in the group any more."""
         self.offsets.refresh(timeout)
         pending = self.offsets.pending(self.group_id)
-        if pending:
+        if pending and not self.offsets._is_folding():
             group = self.file.load()
             for producer_id, member_id in {held for each in pending.values() for held in each}:
                 gone = bool(member_id) and (group is None or member_id not in group.members)

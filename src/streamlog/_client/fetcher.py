@@ -206,7 +206,14 @@ class Fetcher:
             if diverged is not None:
                 cursor.reader.diverged = None
                 cursor.position = diverged if cursor.position is None else min(cursor.position, diverged)
-            if batch is None or not cursor.reader.hides(batch):
+            if batch is None:
+                return None
+            try:
+                hidden = cursor.reader.hides(batch)
+            except BaseException:
+                cursor.reader = None  # it has moved on: what it read is read again
+                raise
+            if not hidden:
                 return batch
             cursor.pass_over(batch, self.generation())
 
@@ -287,9 +294,9 @@ class Fetcher:
     def wait(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> bool:
         """Sleep until there may be something to read, or `ready()` after one of the bells `also`; False at the deadline."""
         now = monotonic()
-        held_up = self._see_to_transactions(now)
         if now >= deadline:
             return False
+        held_up = any(cursor.held_up for cursor in self.rotation) or bool(self._held_up_logs())
         self._home.tick()
         if self.config.fetch_spin_us:
             until = min(deadline, now + self.config.fetch_spin_us / 1e6)
@@ -301,20 +308,23 @@ class Fetcher:
         self._waiter.wait(min(deadline - now, _LOOK_EVERY) if held_up else deadline - now, lambda: ready() or self.anything())
         return True
 
-    def _see_to_transactions(self, now: float) -> bool:
-        """Whether open transactions keep something from us; now and then a look whether their producers still live."""
-        held_up = any(cursor.held_up for cursor in self.rotation)
-        if self._committed_only:
-            logs = [cursor.log for cursor in self.rotation if cursor.reader is not None and cursor.reader.is_held_up() and not cursor.paused]
-            held_up = held_up or bool(logs)
-            if logs and now >= self._next_look:
-                self._next_look = now + _LOOK_EVERY
-                for log in logs:
-                    try:
-                        self._look_into(log, _PATIENCE)
-                    except StreamlogError:
-                        pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
-        return held_up
+    def _held_up_logs(self) -> list[PartitionLog]:
+        """Logs of which an open transaction keeps records from us."""
+        if not self._committed_only:
+            return []
+        return [cursor.log for cursor in self.rotation if cursor.reader is not None and cursor.reader.is_held_up() and not cursor.paused]
+
+    def see_to_transactions(self) -> None:
+        """Now and then, whatever else there is to read: do the producers of transactions that hold us up still live?"""
+        now = monotonic()
+        if not self._committed_only or now < self._next_look:
+            return
+        self._next_look = now + _LOOK_EVERY
+        for log in self._held_up_logs():
+            try:
+                self._look_into(log, _PATIENCE)
+            except StreamlogError:
+                pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
 
     def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
         """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamlog._client.batch import RecordBatch
     from streamlog._client.groups import Groups
     from streamlog._client.lane import Lane
+    from streamlog._client.writer import BatchWriter
     from streamlog._coord.offsets import CommittedOffset
     from streamlog._coord.transaction import Partition, Transaction
     from streamlog.producer import Producer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.transactions import Transactions
 from streamlog._coord.transaction import ONGOING, PREPARING, AddPartitions, End, Init, apply
-from streamlog._format.batch import TRANSACTIONAL
+from streamlog._format.batch import NO_PRODUCER, TRANSACTIONAL
 from streamlog._log.partition import Pending
 from streamlog._log.producer_state import SEQUENCES
 from streamlog._os import process
@@ -64,8 +65,12 @@ class TransactionManager:
         self.error: BaseException | None = None  # what dooms the transaction, or the producer
         self._owner = 0
         self._producer_id = self._epoch = -1
+        self._current = (-1, -1)  # producer id and epoch of the transaction
         self._lock = RLock()  # for registering
         self._registered: frozenset[Partition] = frozenset()
+        self._begun = False  # something was, or may have been, registered
+        self.writers: weakref.WeakSet[BatchWriter] = weakref.WeakSet()
+        """Batch writers that are open."""
         self._offsets_next: dict[int, int] = {}  # sequences in `__consumer_offsets`, by partition
         self._finalizer: Any = None
 
@@ -91,15 +96,18 @@ class TransactionManager:
         """Records may be sent from now on."""
         self._expect("begin_transaction", READY)
         self.number += 1
-        self.error, self._registered, self._offsets_next = None, frozenset(), {}
-        self.state = IN_TRANSACTION
+        self.error, self._registered, self._begun, self._offsets_next = None, frozenset(), False, {}
+        self._current = self._producer_id, self._epoch
         self._producer._targets = self._producer._known_targets
+        self.state = IN_TRANSACTION
 
     def commit(self, timeout: float) -> None:
         """Write what was sent, then make all of it count."""
         deadline = monotonic() + timeout
         self._expect("commit_transaction", IN_TRANSACTION, COMMITTING)
         if self.state == IN_TRANSACTION:
+            if self.writers:
+                raise InvalidTxnStateError("commit_transaction is not possible: a batch() of this transaction is still open")
             self._stop()
             try:
                 self._producer.flush(_left(deadline))
@@ -108,16 +116,18 @@ class TransactionManager:
                     self._producer._targets = self._producer._known_targets
             if self.error is not None:
                 raise self.error
-            self._stop()
-            self.state = COMMITTING
+            with self._lock:  # not while offsets are being sent
+                self._stop()
+                self.state = COMMITTING
         self._end(deadline, commit=True)
 
     def abort(self, timeout: float) -> None:
         """Drop what is not written yet; what is written never counts."""
         deadline = monotonic() + timeout
         self._expect("abort_transaction", IN_TRANSACTION, ABORTABLE_ERROR, ABORTING)
-        self.state = ABORTING
-        self._stop()
+        with self._lock:
+            self._stop()
+            self.state = ABORTING
         for lane in list(self._producer._active):
             lane.tries = 0
         self._producer.flush(_left(deadline))
@@ -133,19 +143,26 @@ class TransactionManager:
 
     def _end(self, deadline: float, *, commit: bool) -> None:
         """Prepare, the commit point; then markers and Complete, which anybody else would write if we could not."""
-        if self._registered:
-            event = End(self._owner, self._producer_id, self._epoch, commit, self._clock.now_ms(), self._clock.monotonic_ms())
+        if self._begun:
+            if commit and self._producer._fsync:
+                self._transactions.sync(self._registered, _left(deadline))  # the offsets; records were synced as they were written
+            event = End(self._owner, *self._current, commit, self._clock.now_ms(), self._clock.monotonic_ms())
             try:
-                after = self._transactions.change(self._id, _left(deadline), lambda found: apply(found, event))
+                after = self._transactions.change(self._id, _left(deadline), lambda found: self._ended(found, event))
                 if after.state in PREPARING:
                     after = self._transactions.finish(after, _left(deadline))
             except FencedError as error:
                 self._fence(error)
                 raise
             self._become(after)
-        self._registered = frozenset()
+        self._begun = False
         if self.state != FATAL_ERROR:
             self.state = READY
+
+    def _ended(self, found: Transaction, event: End) -> Transaction:
+        """The id after its End; the same where nothing came to be registered."""
+        mine = (found.owner, found.producer_id, found.epoch) == event[:3]
+        return found if mine and found.state not in (ONGOING, *PREPARING) else apply(found, event)
 
     def close(self, timeout: float) -> None:
         """Abort what is open, and let the id go."""
@@ -154,6 +171,8 @@ class TransactionManager:
                 self.abort(timeout)
             elif self.state == COMMITTING:
                 self.commit(timeout)
+        except FencedError:
+            pass  # others have ended it, or will
         finally:
             self.state = FATAL_ERROR
             if self._finalizer is not None:
@@ -218,17 +237,16 @@ class TransactionManager:
         batch.attributes |= TRANSACTIONAL
         if batch.producer[0] < 0:
             producer_id, sequence, epoch = lane.next
-            if (producer_id, epoch) != (self._producer_id, self._epoch):
+            if (producer_id, epoch) != self._current:
                 sequence, lane.fences = 0, -1
-            batch.producer = self._producer_id, sequence, self._epoch
+            batch.producer = self._current[0], sequence, self._current[1]
         producer_id, sequence, epoch = batch.producer
         lane.next = producer_id, sequence + batch.count & SEQUENCES, epoch
 
     def _register(self, partitions: set[Partition], timeout: float) -> None:
         with self._lock:
-            event = AddPartitions(
-                self._owner, self._producer_id, self._epoch, frozenset(partitions), self._clock.now_ms(), self._clock.monotonic_ms()
-            )
+            event = AddPartitions(self._owner, *self._current, frozenset(partitions), self._clock.now_ms(), self._clock.monotonic_ms())
+            self._begun = True  # first: whether it is, nobody knows where this is broken off
             after = self._transactions.change(self._id, timeout, lambda found: apply(found, event))
             self._registered = after.partitions
 
@@ -238,7 +256,7 @@ class TransactionManager:
         Raises: ProducerFencedError.
         """
         found = self._transactions.current(self._id, _PATIENCE)
-        mine = (found.owner, found.producer_id, found.epoch) == (self._owner, self._producer_id, self._epoch)
+        mine = (found.owner, found.producer_id, found.epoch) == (self._owner, *self._current)
         if not mine or found.state != ONGOING or (topic_id, partition) not in found.partitions:
             raise ProducerFencedError(
                 f"transactional_id={self._id!r}: the transaction is not open any more: it timed out, or another producer has taken the id over"
@@ -253,21 +271,24 @@ class TransactionManager:
 
         Raises: CommitFailedError and its leaves, FencedInstanceIdError: the transaction can only be aborted then.
         """
-        self.check_sending()
         deadline = monotonic() + timeout
-        coordinator = self._groups.coordinator(metadata.group_id, timeout)
+        with self._lock:
+            self.check_sending()
+            self._send_offsets(offsets, noted, metadata, deadline)
+
+    def _send_offsets(
+        self, offsets: Mapping[tuple[bytes, int], CommittedOffset], noted: Mapping[TopicPartition, int], metadata: GroupMetadata, deadline: float
+    ) -> None:
+        coordinator = self._groups.coordinator(metadata.group_id, _left(deadline))
         log = coordinator.offsets.log
-        key = log.topic_id, log.partition
-        if key not in self._registered:
-            try:
-                self._register({key}, timeout)
-            except FencedError as error:
-                self._fence(error)
-                raise
-        batch = _Offsets(self, key)
-        batch.producer = self._producer_id, self._offsets_next.get(log.partition, 0), self._epoch
         try:
-            coordinator.commit_in_transaction(metadata, noted, offsets, batch, _left(deadline))
+            if (log.topic_id, log.partition) not in self._registered:
+                self._register({(log.topic_id, log.partition)}, _left(deadline))
+        except FencedError as error:
+            self._fence(error)
+            raise
+        try:
+            coordinator.commit_in_transaction(metadata, noted, offsets, _Offsets(self, log.topic_id, log.partition), _left(deadline))
         except InvalidProducerEpochError as error:
             fenced = ProducerFencedError(f"transactional_id={self._id!r}: {error}")
             self._fence(fenced)
@@ -275,17 +296,24 @@ class TransactionManager:
         except BaseException as error:
             self.fail(error if isinstance(error, Exception) else AbortableTransactionError(f"send_offsets was broken off: {error!r}"))
             raise
-        self._offsets_next[log.partition] = batch.producer[1] + batch.count & SEQUENCES
+
+    def next_offsets(self, partition: int, count: int) -> tuple[int, int, int]:
+        """The place of a batch of offsets in the producer's sequence.  Under the partition's lock."""
+        sequence = self._offsets_next.get(partition, 0)
+        self._offsets_next[partition] = sequence + count & SEQUENCES
+        return self._current[0], sequence, self._current[1]
 
 
 class _Offsets(Pending):
     """Offsets on their way."""
 
-    def __init__(self, manager: TransactionManager, key: Partition) -> None:
-        self._manager, self._key = manager, key
+    def __init__(self, manager: TransactionManager, topic_id: bytes, partition: int) -> None:
+        self._manager, self._topic_id, self._partition = manager, topic_id, partition
 
     def admit(self, fences: int) -> None:  # noqa: ARG002  (asked for each time)
-        self._manager.admit(*self._key)
+        self._manager.admit(self._topic_id, self._partition)
+        if self.producer is NO_PRODUCER:
+            self.producer = self._manager.next_offsets(self._partition, self.count)
 
 
 class TransactionContext:

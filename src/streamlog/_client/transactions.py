@@ -12,7 +12,7 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 from streamlog._coord.transaction import (
     COMPLETED,
@@ -31,7 +31,7 @@ from streamlog._coord.transaction import (
 )
 from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._format import names
-from streamlog._log.partition import Marker, PartitionLog, Pending
+from streamlog._log.partition import Marker, PartitionLog
 from streamlog._log.reader import producer_at
 from streamlog._log.state import DIRTY, HWM
 from streamlog._log.transactions import open_transactions
@@ -44,7 +44,9 @@ from streamlog._replica import topics
 from streamlog._replica.home import Home
 from streamlog.errors import (
     ConcurrentTransactionsError,
+    CorruptRecordError,
     InvalidProducerEpochError,
+    StreamlogError,
     StreamlogTimeoutError,
     TransactionalIdNotFoundError,
     UnknownTopicOrPartitionError,
@@ -99,16 +101,20 @@ class Transactions:
             self.home.refresh(timeout)
         for number in range(self._topic_partitions()):
             log = self._numbered(number, timeout)
-            log.refresh(timeout)
+            self._refresh(log, timeout)
             yield log
 
     def current(self, transactional_id: str, timeout: float) -> Transaction:
         """An id as of now."""
         log = self._log(transactional_id, timeout)
+        self._refresh(log, timeout)
+        return log.get(transactional_id)
+
+    @staticmethod
+    def _refresh(log: TransactionsLog, timeout: float) -> None:
         log.refresh(timeout)
         if log._is_folding():
             raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of transactions cannot decide on them; try again after it")
-        return log.get(transactional_id)
 
     def change(self, transactional_id: str, timeout: float, function: Callable[[Transaction], Transaction]) -> Transaction:
         """Under the id's lock: `function` gets the state and returns it as it is to be; returns that when it counts.
@@ -119,15 +125,15 @@ class Transactions:
         log = self._log(transactional_id, timeout)
         if log.log.high_watermark - log.version > _SMALL_GAP:
             log.refresh(timeout)  # a long fold happens outside the lock
-        after, written = under(self._lock_of(transactional_id), _left(deadline), self._change, log, transactional_id, function, deadline)
+        after = under(self._lock_of(transactional_id), _left(deadline), self._change, log, transactional_id, function, deadline)
         log.keep_up(_left(deadline))
-        if written is not None and after.synced:
-            log.log.wait_synced(written, _left(deadline))
+        if after.synced and after.state in PREPARING:
+            log.log.sync(_left(deadline))  # nobody acts on it before (H29), and who repeats it waits as well
         return after
 
     def _change(
         self, log: TransactionsLog, transactional_id: str, function: Callable[[Transaction], Transaction], deadline: float
-    ) -> tuple[Transaction, Pending | None]:
+    ) -> Transaction:
         _, _, page = self._opened()
         stripe = names.transaction_lock(transactional_id)
         page.words[stripe] = process.pid()
@@ -136,7 +142,9 @@ class Transactions:
                 log.log.catch_up(_left(deadline))  # maybe of this id: who died writing its state left it above the high watermark
             before = self.current(transactional_id, _left(deadline))
             after = function(before)
-            return after, None if after == before else log.append(after, _left(deadline))
+            if after != before:
+                log.append(after, _left(deadline))
+            return after
         finally:
             page.words[stripe] = 0
 
@@ -227,27 +235,38 @@ class Transactions:
         late is refused, and Complete is written only over that Prepare (H38).
         """
         deadline = monotonic() + timeout
-        marked = []
+        if found.synced:
+            self._log(found.transactional_id, timeout).log.sync(_left(deadline))  # one reads what is not yet on the disk
+        trouble: StreamlogError | None = None
         for topic_id, partition in sorted(found.partitions):
-            log = self._partition_log(topic_id, partition, _left(deadline))
             try:
+                log = self._partition_log(topic_id, partition, _left(deadline))
                 if log is not None:
-                    marker = Marker(found.ended[0], found.epoch, self.clock.now_ms(), commit=found.ended[2])
-                    log.append(marker, _left(deadline))
-                    marked.append(log)
+                    log.append(Marker(found.ended[0], found.epoch, self.clock.now_ms(), commit=found.ended[2]), _left(deadline))
             except InvalidProducerEpochError:
                 return self.current(found.transactional_id, _left(deadline))  # others have finished, and the producer went on
             except UnknownTopicOrPartitionError:
                 continue  # deleted meanwhile
+            except StreamlogError as error:
+                trouble = trouble or error  # the others get theirs; this one will, from whoever meets it when it takes records again
+        if trouble is not None:
+            raise trouble
         if found.synced:
-            for log in marked:
-                log.sync(_left(deadline))
+            self.sync(found.partitions, _left(deadline))
         new_producer_id = self.home.new_producer_id(_left(deadline)) if found.epoch > LAST_EPOCH else -1
         event = Complete(found, self.clock.now_ms(), new_producer_id)
         try:
             return self.change(found.transactional_id, _left(deadline), lambda now: apply(now, event))
         except ConcurrentTransactionsError:
             return self.current(found.transactional_id, _left(deadline))
+
+    def sync(self, partitions: Iterable[tuple[bytes, int]], timeout: float) -> None:
+        """Return once all that these partitions hold now is on the disk."""
+        deadline = monotonic() + timeout
+        for topic_id, partition in sorted(partitions):
+            log = self._partition_log(topic_id, partition, _left(deadline))
+            if log is not None:
+                log.sync(_left(deadline))
 
     def _partition_log(self, topic_id: bytes, partition: int, timeout: float) -> PartitionLog | None:
         """A partition that was registered; None where its topic was deleted."""
@@ -267,15 +286,23 @@ class Transactions:
         first = log.last_stable_offset
         if first >= log.words[HWM]:
             return
-        producer_id, epoch = producer_at(log, first, timeout)
+        producer_id, epoch = self._producer_at(log, first, timeout)
         found = self.of_producer(producer_id, timeout)
         if found is not None and found.state == ONGOING and (found.producer_id, found.epoch) == (producer_id, epoch):
             if self._is_over(found):
                 self.abort(found, timeout)
         elif found is not None and found.state in PREPARING and found.ended[:2] == (producer_id, epoch):
             self.finish(found, timeout)
-        elif log.last_stable_offset == first and producer_at(log, first, timeout) == (producer_id, epoch):
+        elif log.last_stable_offset == first and self._producer_at(log, first, timeout) == (producer_id, epoch):
             self._end_hanging(log, producer_id, epoch, found, timeout)
+
+    @staticmethod
+    def _producer_at(log: PartitionLog, first: int, timeout: float) -> tuple[int, int]:
+        """Who began the transaction whose first record stands at `first`."""
+        try:
+            return producer_at(log, first, timeout)
+        except CorruptRecordError:
+            return next((each[:2] for each in open_transactions(log) if each[2] == first), (-1, -1))
 
     def of_producer(self, producer_id: int, timeout: float) -> Transaction | None:
         """The id that has, or had, a producer id."""
@@ -287,9 +314,12 @@ class Transactions:
     def _end_hanging(self, log: PartitionLog, producer_id: int, epoch: int, found: Transaction | None, timeout: float) -> None:
         """What ended the transaction is lost here (a power cut; H39): end it by the outcome that is on record, else abort it."""
         commit = found is not None and found.ended == (producer_id, epoch, True)
+        marker = Marker(producer_id, epoch + 1, self.clock.now_ms(), commit=commit)
         try:
-            log.append(Marker(producer_id, epoch + 1, self.clock.now_ms(), commit=commit), timeout)
+            log.append(marker, timeout)
         except InvalidProducerEpochError:
+            return
+        if marker.base_offset < 0:
             return  # somebody was faster
         import logging
 
@@ -341,10 +371,12 @@ class Transactions:
             for partition in range(topic.partitions):
                 log = self.home.log(topic, partition, timeout)
                 if log.last_stable_offset < log.high_watermark:
+                    unknown = [each for each in open_transactions(log) if not self._is_known(*each[:2], timeout)]
+                    still = open_transactions(log) if unknown else []  # one may have ended between the two looks
                     found += [
                         HangingTransaction(topic.name, partition, first, producer_id, epoch)
-                        for producer_id, epoch, first in open_transactions(log)
-                        if not self._is_known(producer_id, epoch, timeout)
+                        for producer_id, epoch, first in unknown
+                        if (producer_id, epoch, first) in still
                     ]
         return found
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.batch import BatchDelivery, RecordBatch
 from streamlog._format import batch as fmt
-from streamlog.errors import ClosedError, RecordTooLargeError, SerializationError
+from streamlog.errors import ClosedError, InvalidTxnStateError, RecordTooLargeError, SerializationError
 
 _CHUNK = 64 << 10  # bytes written at a time
 _END = object()
@@ -26,13 +26,19 @@ class BatchWriter:
     Values are written 64 KiB at a time and at the end of the `with` block; `delivery` is of all of them.  Belongs to one thread.
     """
 
-    __slots__ = ("_collector", "_counting", "_error", "_lane", "_left", "_limit", "_producer", "_whole", "append")
+    __slots__ = (
+        "__weakref__", "_collector", "_counting", "_error", "_lane", "_left", "_limit", "_producer", "_transaction", "_whole", "append",
+    )  # fmt: skip
 
     def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
         """`limit`: the topic's `max_message_bytes`."""
         self._producer, self._lane, self._limit = producer, lane, limit
         self._whole = RecordBatch(lane, None, 0, 1, producer._now_ms())
         self._whole.whole = True
+        manager = producer._manager
+        self._transaction = 0 if manager is None else manager.number
+        if manager is not None:
+            manager.writers.add(self)
         self._error: Exception | None = None  # what ended the collecting early
         self._counting = allocate_lock()
         self._left = 1  # batches on their way, and one for the writer itself
@@ -50,6 +56,9 @@ class BatchWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        manager = self._producer._manager
+        if manager is not None:
+            manager.writers.discard(self)
         if kind is None and self._error is None:
             try:
                 self._collector.send(_END)  # type: ignore[arg-type]
@@ -59,8 +68,8 @@ class BatchWriter:
         self._collector.close()
         self.append = self._refuse
         failed = error or self._error
-        if failed is not None:
-            self._producer._refused(failed)  # what was dropped was part of the transaction
+        if failed is not None and manager is not None and manager.number == self._transaction:
+            manager.refused(failed)  # what was dropped was part of the transaction
         self._end_one(failed)
 
     def _refuse(self, value: bytes) -> None:  # noqa: ARG002  (stands in for `append`)
@@ -98,6 +107,9 @@ class BatchWriter:
             self._write(values[:half], sum(map(len, values[:half])))
             self._write(values[half:], sum(map(len, values[half:])))
             return
+        manager = self._producer._manager
+        if manager is not None and manager.number != self._transaction:
+            raise InvalidTxnStateError("the transaction that this batch was begun in has ended")
         attributes, columns = fmt.encode_rows(values)
         self._left += 1
         self._whole.count += len(values)

@@ -336,7 +336,7 @@ class PartitionLog:
         words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
-        words[ABORTED_END] = transactions.write_index(self.fs, self.directory, offset, salt, [])
+        words[ABORTED_END] = transactions.create_index(self.fs, self.directory, offset, salt)
         self._learn()
         self.producers.rolled()
         try:

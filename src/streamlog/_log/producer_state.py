@@ -108,8 +108,10 @@ class ProducerStates:
         entry = self.entries.get(producer_id)
         if entry is not None and offset <= entry[3]:
             return
-        if transactional and producer_id not in self.open:
-            self.open[producer_id] = offset  # before the entry: a copy that has the one has the other
+        if transactional and (producer_id not in self.open or (entry is not None and entry[0] != epoch)):
+            # each transaction has an epoch of its own: what is open still is one whose marker was not folded.  Before the entry: a copy
+            # that has the one has the other
+            self.open[producer_id] = offset
         remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
         before = () if entry is None or epoch != entry[0] else entry[2][1 - REMEMBERED :]
         self.entries[producer_id] = epoch, first + count & SEQUENCES, (*before, remembered), offset, timestamp

@@ -21,25 +21,22 @@ from streamlog._format import transaction_index as index_format
 from streamlog._log import segment
 from streamlog._log.producer_state import newest_snapshot
 from streamlog._log.state import ABORTED_END, END, FENCES, HWM, OPEN, TURN
-from streamlog._os import files
+from streamlog._os import files, process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, FileSystem
 from streamlog._os.locks import under
-from streamlog.errors import CorruptRecordError
+from streamlog.errors import CorruptRecordError, StorageFullError
 
 _LOOKS = 4  # without the lock: each fails only if a segment was rolled meanwhile
 _INFINITE = 2**63
 
 
-def write_index(fs: FileSystem, directory: str, base_offset: int, salt: int, entries: Iterable[Aborted], *, synced: bool = False) -> int:
-    """Write a segment's transaction index; returns its size."""
-    path = f"{directory}/{names.transaction_index(base_offset)}"
-    data = index_format.header(salt, base_offset) + index_format.encode(salt, entries)
+def create_index(fs: FileSystem, directory: str, base_offset: int, salt: int) -> int:
+    """Begin the transaction index of a segment that has no batch yet; returns its size."""
+    path, data = f"{directory}/{names.transaction_index(base_offset)}", index_format.header(salt, base_offset)
     fd = fs.open(path, O_RDWR | O_CREAT | O_TRUNC)
     try:
         fs.pwrite(fd, data, 0, path)
-        if synced:
-            fs.sync(fd, path)
     finally:
         fs.close(fd)
     return len(data)
@@ -62,24 +59,43 @@ def _from(log: PartitionLog, offset: int) -> list[int]:
     return bases[max(0, bisect_right(bases, offset) - 1) :]
 
 
-def recover(log: PartitionLog, start: int) -> None:
-    """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on.
+def recover(log: PartitionLog, start: int) -> list[Aborted]:
+    """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on; returns their entries.
 
-    Under the partition's lock, with the words of the end stored.
+    An index that there is no room for is removed: what is there is whole.  Under the partition's lock, with the words of the end stored.
     """
     words, bases = log.words, _from(log, start)
     found: dict[int, list[Aborted]] = {base: [] for base in bases}
     states = newest_snapshot(log, min(bases[0], words[END]))
     states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
+    words[ABORTED_END] = 0
     for base, entries in found.items():
-        try:
-            salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
-        except CorruptRecordError:
-            continue  # nobody can read it either
-        sealed = base != bases[-1]  # it may lie below the recovery point, and is not looked through again then
-        words[ABORTED_END] = write_index(log.fs, log.directory, base, salt, entries, synced=sealed)
+        if base == bases[-1] or read_index(log, base) != entries:
+            size = _replace_index(log, base, entries, synced=base != bases[-1])  # a sealed one may lie below the recovery point
+            if base == bases[-1]:
+                words[ABORTED_END] = size
     words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
     words[OPEN] = states.first_open() + 1
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _replace_index(log: PartitionLog, base: int, entries: list[Aborted], *, synced: bool) -> int:
+    """Write a segment's index aside and rename it; returns its size, 0 where it cannot be made."""
+    path = f"{log.directory}/{names.transaction_index(base)}"
+    try:
+        salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
+        data = index_format.header(salt, base) + index_format.encode(salt, entries)
+        files.write_whole(log.fs, path, data, temporary=f"{path}.{process.pid()}{names.TEMPORARY}", synced=synced)
+        return len(data)
+    except CorruptRecordError:
+        return 0  # nobody can read the segment either
+    except StorageFullError:
+        for name in (path, f"{path}.{process.pid()}{names.TEMPORARY}"):
+            try:
+                log.fs.unlink(name)
+            except FileNotFoundError:
+                pass
+        return 0
 
 
 def open_transactions(log: PartitionLog) -> list[tuple[int, int, int]]:
@@ -99,9 +115,11 @@ def check_active_index(log: PartitionLog) -> None:
     except FileNotFoundError:
         pass
     if words[END] == log.base_offset:
-        words[ABORTED_END] = write_index(log.fs, log.directory, log.base_offset, log._salt, [])
+        words[ABORTED_END] = create_index(log.fs, log.directory, log.base_offset, log._salt)
     else:
         recover(log, log.base_offset)
+    if not words[ABORTED_END]:
+        raise StorageFullError(f"{log.directory}: there is no room for a transaction index")
 
 
 class AbortedTransactions:
@@ -137,12 +155,13 @@ class AbortedTransactions:
         until = log.last_stable_offset  # before the index: what ended below it has its entry
         turn, size = words[TURN], words[ABORTED_END]
         if turn != self._turn:
-            self._turn, self._ranges = -1, {}
+            self._turn, self._ranges, self.until = -1, {}, 0
             for base in _from(log, offset):
                 entries = read_index(log, base)
                 if entries is None:
                     return False
                 self._add(entries)
+                size = index_format.HEADER.size + len(entries) * index_format.ENTRY.size  # the word may be the former segment's yet
         elif size != self._size:
             try:
                 self._add(self._read_active(size))
@@ -157,6 +176,8 @@ class AbortedTransactions:
     def _read_active(self, size: int) -> list[Aborted]:
         """What was added.  Raises ValueError where that is not there, or damaged."""
         log = self._log
+        if size < self._size:
+            raise ValueError("it was begun anew")
         base = log.segments()[-1]
         path = f"{log.directory}/{names.transaction_index(base)}"
         fd = log.fs.open(path, O_RDWR)
@@ -169,14 +190,14 @@ class AbortedTransactions:
         return index_format.decode_entries(data, segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt)
 
     def _learn_in_peace(self, offset: int) -> None:
-        """Under the partition's lock: what is missing is made anew."""
+        """Under the partition's lock: what is missing is made anew; it counts, whether there is room for the file or not."""
         log = self._log
         log.look_again()
-        if any(read_index(log, base) is None for base in _from(log, offset)):
-            recover(log, offset)
         self._turn = -1
         if not self._try_to_learn(offset):
-            raise CorruptRecordError(f"{log.directory}: a transaction index cannot be read", log.directory, 0, "an index", None, log.words[HWM])
+            self._ranges, self.until = {}, 0
+            self._add(recover(log, offset))
+            self.until = log.last_stable_offset  # `_turn` stays: where there was no room for the files the next look makes them
 
     def _add(self, entries: Iterable[Aborted]) -> None:
         for producer_id, first, last in entries:
