@@ -19,7 +19,7 @@ from streamlog._format import checkpoint, compression, index, names, transaction
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
 from streamlog._format.control import is_commit
 from streamlog._format.producer_snapshot import SNAPSHOT_MAGIC, ProducerSnapshot
-from streamlog._log import state
+from streamlog._log import fold, state
 from streamlog._os.files import LOCAL, PAGE
 from streamlog._replica import home
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
@@ -275,6 +275,23 @@ def _transaction_index(file: _FileDump) -> None:
     file.line(f"{len(entries)} aborted transactions")
 
 
+def _fold_snapshot(file: _FileDump) -> None:
+    import msgpack
+
+    if len(file.data) < fold.SNAPSHOT.size:
+        file.damage(0, f"{len(file.data)} bytes, the header alone has {fold.SNAPSHOT.size} (the file is derived)")
+        return
+    magic, _, expected = fold.SNAPSHOT.unpack_from(file.data)
+    body = file.data[fold.SNAPSHOT.size :]
+    if magic != fold.SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
+        file.damage(0, "its magic or checksum does not hold (the file is derived)")
+        return
+    offset, epoch, state = msgpack.unpackb(body, strict_map_key=False)
+    file.line(f"snapshot of a fold: up to offset {offset}, leader epoch {epoch}")
+    for row in state:
+        file.line(f"    {row}")
+
+
 def _checkpoint(file: _FileDump) -> None:
     fields = ("epoch", "start offset") if file.name == names.LEADER_EPOCHS else ("topic", "partition", "offset")
     try:
@@ -380,6 +397,8 @@ _BY_NAME: dict[str, Callable[[_FileDump], None]] = {
     ".state": _state_slots,
     names.LEADER_EPOCHS: _checkpoint,
     names.RECOVERY_POINTS: _checkpoint,
+    names.OFFSETS_SNAPSHOT: _fold_snapshot,
+    names.TRANSACTIONS_SNAPSHOT: _fold_snapshot,
     names.CLUSTER: _cluster_json,
     names.META_PROPERTIES: _properties,
     names.LOCK: _lock,

@@ -497,3 +497,33 @@ def test_produce_with_a_producers_options_and_dump_shows_them(run: Run, give: Ca
     flip(path, 50)
     assert "the checksum does not hold" in run("dump", str(path), code=1)
     run("verify")
+
+
+def test_transactions_from_the_shell(run: Run, cluster: Path) -> None:
+    with streamlog.open(cluster) as log:
+        log.create_topic("t", 2)
+        with log.producer(transactional_id="bank", client_id="me", linger_ms=0) as producer:
+            producer.init_transactions()
+            producer.begin_transaction()
+            producer.send("t", b"v", partition=1).result()
+            assert "bank" in run("transactions", "list")
+            assert "Ongoing" in run("transactions", "list")
+            shown = run("transactions", "describe")
+            assert "client 'me' (alive)" in shown
+            assert "of 60 s, in t-1" in shown
+            assert "start offset" in run("transactions", "find-hanging")
+            assert "bank: CompleteAbort" in run("transactions", "abort", "bank")
+            assert "(gone)" not in run("transactions", "describe", "bank")
+        path = cluster / "broker-0" / "t-1" / "00000000000000000000"
+        assert "marker: abort" in run("dump", f"{path}.log")
+        assert "aborted from offset 0 to its marker at 1" in run("dump", f"{path}.txnindex")
+        for name in ("offsets-snapshot", "transactions-snapshot"):
+            for found in cluster.rglob(name):
+                run("dump", str(found))
+    place = ["--topic", "t", "--partition", "0"]
+    for arguments in (["describe", "nobody"], ["abort", "nobody"], ["abort"], ["abort", "x", *place], ["abort", *place]):
+        run("transactions", *arguments, code=2)
+    done = subprocess.run(command(cluster, "transactions", "abort", *place, "--start-offset", "0"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no hanging transaction begins at offset 0 of t-0" in done.stderr
+    assert "(gone)" in run("transactions", "describe", "bank")

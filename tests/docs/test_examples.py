@@ -83,3 +83,22 @@ def test_flights_leaves_a_strangers_directory_alone(place: Path) -> None:
     assert done.returncode != 0
     assert "not a cluster" in done.stderr
     assert (place / "letters" / "to mother").read_text() == "dear mother"
+
+
+def test_every_flight_is_enriched_once_though_workers_are_killed(place: Path) -> None:
+    done = run("exactly_once.py", "--flights", "20000", "--kills", "5", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "flights is in the result exactly once" in done.stdout
+    assert "0 workers killed" not in done.stdout
+
+
+def test_a_sink_that_dies_writes_each_order_once(place: Path) -> None:
+    done = run("sqlite_sink.py", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5000 orders in the database, each once" in done.stdout
+
+
+def test_a_relay_that_dies_sends_each_row_once(place: Path) -> None:
+    done = run("outbox.py", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2000 accounts, 2000 records, each once" in done.stdout

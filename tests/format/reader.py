@@ -14,10 +14,12 @@ import msgpack
 import xxhash
 
 SEGMENT_HEADER, BATCH_HEADER, INDEX_HEADER = "4sB3sQQ16sqiiq", "4sB3sQqIIiiqqqih2xiI", "4sB3sQq"  # of 64, 80 and 24 bytes
-SNAPSHOT_HEADER, SNAPSHOT_ROW = "4sB3sQQqqQ", "<qqqiih6x"  # of 48 and 40 bytes
+SNAPSHOT_HEADER, PRODUCER, BATCH, ABORTED = "4sB3sQQqqQ", "qqqqihH8x", "qqii", "qqqQ"  # of 48, 48, 24 and 32 bytes
 CODEC, LARGEST = 7, 64 << 20
-LOG_APPEND_TIME, HAS_OFFSETS, HAS_TIMESTAMPS, HAS_KEYS, HAS_VALUES, HAS_HEADERS = (1 << bit for bit in (3, 8, 9, 10, 11, 12))
-READABLE = CODEC | LOG_APPEND_TIME | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS  # no reserved bits
+LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, HAS_OFFSETS, HAS_TIMESTAMPS, HAS_KEYS, HAS_VALUES, HAS_HEADERS = (
+    1 << bit for bit in (3, 4, 5, 8, 9, 10, 11, 12)
+)
+READABLE = CODEC | LOG_APPEND_TIME | TRANSACTIONAL | CONTROL | HAS_OFFSETS | HAS_TIMESTAMPS | HAS_KEYS | HAS_VALUES | HAS_HEADERS  # no reserved bits
 Headers = list[tuple[str, bytes | None]]
 Header = NamedTuple("Header", [("salt", int), ("topic_id", bytes), ("base_offset", int), ("partition", int), ("leader_epoch", int), ("epoch_start", int)])  # noqa: UP014, E501
 Record = NamedTuple("Record", [("offset", int), ("timestamp_ms", int), ("key", bytes | None), ("value", bytes | None), ("headers", Headers)])  # noqa: UP014
@@ -92,6 +94,12 @@ class Batch:
         check(xxhash.xxh3_64_intdigest(data[position + 16 : position + self.length], salt) == self.checksum, "the checksum of a batch")
         check(not self.attributes & ~READABLE, f"batch of attributes {self.attributes:#x}", UnknownVersion)
 
+    def is_commit(self) -> bool:
+        """Whether a marker commits."""
+        version, kind = struct.unpack_from(">hh", self.records()[0].key or b"")
+        check((version, kind) in ((0, 0), (0, 1)), "a marker that neither commits nor aborts", UnknownVersion)
+        return bool(kind)
+
     def records(self) -> list[Record]:
         """The records, in the order of their offsets."""
         count, has = self.count, self.attributes
@@ -120,14 +128,31 @@ def read_segment(data: bytes, end: int | None = None) -> tuple[Header, list[Batc
     return header, batches, position
 
 
-def read_partition(directory: Path) -> Iterator[Record]:
-    """The records of a partition in order; each segment ends where the next begins."""
+def read_partition(directory: Path, committed: bool = False) -> Iterator[Record]:
+    """The records of a partition in order, markers left out; only those that count if `committed`."""
+    batches = list(read_batches(directory))
+    fate, open_, stable = dict[int, bool](), dict[int, list[int]](), None
+    for batch in batches:
+        if batch.attributes & CONTROL:
+            fate.update(dict.fromkeys(open_.pop(batch.producer_id, []), batch.is_commit()))
+        elif batch.attributes & TRANSACTIONAL:
+            open_.setdefault(batch.producer_id, []).append(batch.base_offset)
+    stable = min((offsets[0] for offsets in open_.values()), default=None)
+    for batch in batches:
+        if committed and batch.base_offset == stable:
+            return
+        if not batch.attributes & CONTROL and not (committed and fate.get(batch.base_offset) is False):
+            yield from batch.records()
+
+
+def read_batches(directory: Path) -> Iterator[Batch]:
+    """The batches of a partition in order; each segment ends where the next begins."""
     paths, number, epoch = sorted(directory.glob("[0-9]" * 20 + ".log")), int(directory.name.rpartition("-")[2]), -1
     for path, following in zip(paths, [*paths[1:], None]):
         header, batches, _ = read_segment(path.read_bytes(), int(following.stem) if following else None)
         check((header.base_offset, header.partition) == (int(path.stem), number) and header.leader_epoch >= epoch, f"{path} does not belong there")
         epoch = header.leader_epoch
-        yield from (record for batch in batches for record in batch.records())
+        yield from batches
 
 
 def read_index(data: bytes, salt: int) -> list[tuple[int, int, int]]:
@@ -136,11 +161,25 @@ def read_index(data: bytes, salt: int) -> list[tuple[int, int, int]]:
     return list(struct.iter_unpack("<3q", data[24 : len(data) // 24 * 24])) if found == salt else []
 
 
-def read_snapshot(data: bytes) -> tuple[int, int, int, list[tuple[int, ...]]]:
-    """Salt, base offset, offset and rows of a producer snapshot."""
+def read_snapshot(data: bytes) -> tuple[int, int, int, list[tuple[tuple[int, ...], list[tuple[int, ...]]]]]:
+    """Salt, base offset, offset, and each producer with its batches, of a producer snapshot."""
     checksum, salt, base_offset, offset, count = take_header(data[:48], SNAPSHOT_HEADER, b"SLP1")
-    check(xxhash.xxh3_64_intdigest(data[16:], salt) == checksum and len(data) == 48 + 40 * count, "the checksum of a snapshot")
-    return salt, base_offset, offset, list(struct.iter_unpack(SNAPSHOT_ROW, data[48:]))
+    check(xxhash.xxh3_64_intdigest(data[16:], salt) == checksum, "the checksum of a snapshot")
+    rows, producers = BytesIO(data[48:]), []
+    for _ in range(count):
+        *fields, batches = take(rows, PRODUCER)
+        producers.append((tuple(fields), [take(rows, BATCH) for _ in range(batches)]))
+    check(not rows.read(), "a snapshot longer than its rows")
+    return salt, base_offset, offset, producers
+
+
+def read_transaction_index(data: bytes, salt: int) -> list[tuple[int, int, int]]:
+    """Producer id, first offset and marker of the transactions that were aborted in a segment."""
+    found, _ = take_header(data[:24], INDEX_HEADER, b"SLA1")
+    check(found == salt, "the index of another segment")
+    entries = list(struct.iter_unpack("<" + ABORTED, data[24:]))
+    check(all(xxhash.xxh3_64_intdigest(struct.pack("<qqq", *entry[:3]), salt) == entry[3] for entry in entries), "the checksum of an entry")
+    return [entry[:3] for entry in entries]
 
 
 def read_checkpoint(text: str) -> list[list[str]]:

@@ -24,8 +24,8 @@ from streamlog._log.reader import LogReader
 from streamlog._os import files, locks
 from streamlog.errors import StorageError, StreamlogError
 
-_SNAPSHOT = struct.Struct("<4sIQ")  # magic, zero, checksum of the rest
-_SNAPSHOT_MAGIC = b"SLO1"
+SNAPSHOT = struct.Struct("<4sIQ")  # magic, zero, checksum of the rest
+SNAPSHOT_MAGIC = b"SLO1"
 
 
 class Fold:
@@ -115,9 +115,9 @@ class Fold:
 
         try:
             data = files.read_file(self.log.fs, self._snapshot_path)
-            magic, _, expected = _SNAPSHOT.unpack_from(data)
-            body = data[_SNAPSHOT.size :]
-            if magic != _SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
+            magic, _, expected = SNAPSHOT.unpack_from(data)
+            body = data[SNAPSHOT.size :]
+            if magic != SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
                 return
             offset, epoch, packed = msgpack.unpackb(body, strict_map_key=False)
             end = self.log.leader_epochs().end_offset_for(epoch, self.log.high_watermark)
@@ -132,7 +132,7 @@ class Fold:
 
         body = msgpack.packb((self.version, epoch, self._pack()))
         path = self._snapshot_path
-        data = _SNAPSHOT.pack(_SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
+        data = SNAPSHOT.pack(SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
         self._snapshot_at = self.version
         try:
             files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.pid}{names.TEMPORARY}", synced=False)
