@@ -501,7 +501,6 @@ def test_produce_with_a_producers_options_and_dump_shows_them(run: Run, give: Ca
 
 def test_transactions_from_the_shell(run: Run, cluster: Path) -> None:
     with streamlog.open(cluster) as log:
-        log.create_topic("t", 2)
         with log.producer(transactional_id="bank", client_id="me", linger_ms=0) as producer:
             producer.init_transactions()
             producer.begin_transaction()
