@@ -243,7 +243,7 @@ class Cluster:
         from streamlog.producer import Producer
 
         checked = ProducerConfig({**_mapping(config), **options})
-        made = Producer(self._home, checked, None if checked.transactional_id is None else self._groups)
+        made = Producer(self._home, checked, self._look_into, None if checked.transactional_id is None else self._groups)
         self._children.add(made)
         return made
 
@@ -257,7 +257,7 @@ class Cluster:
 
         checked = ConsumerConfig({**_mapping(config), **options})
         home = self._home
-        made = Consumer(home, checked, self._transactions, None if checked.group_id is None else self._groups)
+        made = Consumer(home, checked, self._look_into, None if checked.group_id is None else self._groups)
         self._children.add(made)
         if topics:
             try:
@@ -319,6 +319,10 @@ class Cluster:
 
             found = self._transactions_of_home = Transactions(home)
         return found
+
+    def _look_into(self, log: PartitionLog, timeout: float) -> None:
+        """Somebody met an open transaction in a log."""
+        self._transactions.look_into(log, timeout)
 
     def transactions(self) -> list[TransactionListing]:
         """The transactional ids, sorted, with their states."""

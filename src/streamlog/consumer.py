@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from streamlog._client.groups import Groups
     from streamlog._client.membership import Membership
     from streamlog._client.offsets import Noted, Offsets
-    from streamlog._client.transactions import Transactions
     from streamlog._coord.offsets import CommittedOffset
     from streamlog.config import ConsumerConfig
     from streamlog.metrics import ConsumerMetrics
@@ -63,8 +62,10 @@ class Consumer:
     and commits nothing.
     """
 
-    def __init__(self, home: Home, config: ConsumerConfig, transactions: Transactions, groups: Groups | None = None) -> None:
-        """`groups` is there if and only if there is a `group_id`."""
+    def __init__(
+        self, home: Home, config: ConsumerConfig, look_into: Callable[[PartitionLog, float], None], groups: Groups | None = None
+    ) -> None:
+        """`look_into` sees to an open transaction of a log; `groups` is there if and only if there is a `group_id`."""
         self._home, self.config, self._groups = home, config, groups
         self._metadata = home.metadata
         self._version = home.metadata.version
@@ -75,7 +76,7 @@ class Consumer:
         self._busy = self._fetching = False
         self._close_asked: tuple[bool, float | None] | None = None  # inside another call
         self._committed_only = config.isolation_level == "read_committed"
-        self._fetcher = Fetcher(home, config, transactions.look_into)
+        self._fetcher = Fetcher(home, config, look_into)
         self._meter = ConsumerMeter()
         self._subscribed: set[str] = set()
         self._pattern: Any = None

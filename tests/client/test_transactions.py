@@ -481,6 +481,23 @@ def test_a_dropped_producer_holds_nobody_up(log: streamlog.Cluster) -> None:
         assert [record.value for record in consumer.poll(timeout_ms=10_000)] == [b"v"]
 
 
+def test_who_writes_beside_a_dead_producer_ends_its_transaction(log: streamlog.Cluster) -> None:
+    """Though nobody reads."""
+    log.create_topic("t")
+    producer = log.producer(transactional_id="x", linger_ms=0)
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.send("t", b"never").result()
+    with log.producer(linger_ms=0) as plain:
+        plain.send("t", b"v").result()
+        assert log.topic("t").end_offsets(isolation_level="read_committed") == {0: 0}, "its producer lives"
+        producer._manager._finalizer()  # type: ignore[union-attr]  # as if its process had died
+        plain._next_look = 0.0
+        plain.send("t", b"w").result()
+    assert log.topic("t").end_offsets(isolation_level="read_committed") == {0: 4}
+    producer.close()
+
+
 # ---- offsets -------------------------------------------------------------------------------------------------------------------
 
 

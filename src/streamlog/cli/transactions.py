@@ -43,7 +43,7 @@ def _describe(args: argparse.Namespace) -> int:
     with open_cluster(args) as log:
         for name in args.ids or [each.transactional_id for each in log.transactions()]:
             found = log.describe_transaction(name)
-            alive = "alive" if found.alive else "gone"
+            alive = "alive" if found.alive else "gone, or fenced"
             client = f" client {found.client_id!r}" if found.client_id else ""
             print(f"{name}: {found.state}, producer {found.producer_id} epoch {found.producer_epoch}, process {found.pid}{client} ({alive})")
             if found.partitions:
