@@ -12,6 +12,8 @@ import pytest
 
 import streamlog
 from conftest import LONG
+from streamlog._log.state import DIRTY
+from streamlog._log.transactions import open_transactions
 from streamlog.cluster import Cluster, _Place
 from streamlog.errors import ProducerFencedError, StreamlogError
 from streamlog.testing.faults import FaultyFileSystem, Steps, step_words
@@ -198,16 +200,23 @@ class Machine:
 
     def check(self) -> None:
         for partition in range(PARTITIONS):
+            seen, stable = self.read(partition, "read_committed")  # first: who waits for the dead ends what they left
             everything, end = self.read(partition, "read_uncommitted")
-            seen, stable = self.read(partition, "read_committed")
             for at, offset, value in self.written:
                 assert at != partition or everything.get(offset) == value, "an acknowledged record is there"
             assert seen.items() <= everything.items()
             assert stable <= end
             firsts = [offset for offset, value in everything.items() if self.is_open(value)]
             assert not firsts or stable <= min(firsts), "nothing of an open transaction is passed"
-            if not any(status in (OPEN, DEAD, UNKNOWN) for status in self.statuses.values()):
-                assert stable == end, "nothing is open: nothing is held up"
+            view = self.reader._log(self.reader._refreshed().topic("t"), partition)
+            held = sorted(first for _, _, first in open_transactions(view))
+            exact = held[0] if held else view.high_watermark
+            assert view.last_stable_offset == exact or (view.last_stable_offset < exact and view.words[DIRTY]), "the last stable offset"
+            assert not firsts or min(firsts) in held
+            for first in held:
+                transaction = self.values[everything[first]]
+                assert transaction is not None
+                assert self.statuses[transaction] in (OPEN, DEAD, UNKNOWN), "what has ended is not open"
             for offset, value in everything.items():
                 transaction = self.values[value]
                 status = COMMITTED if transaction is None else self.statuses[transaction]

@@ -116,9 +116,11 @@ def after_boot(log: PartitionLog) -> None:
     log.store_turn()
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
-    transactions.recover(log, log.recovery_point)
+    words[OPEN] = 0
+    _, first_open = transactions.recover(log, log.recovery_point)
     words[DIRECTORY] = fs.stat(directory).st_ino
     words[HWM] = end
+    words[OPEN] = first_open
     words[DIRTY] = 0
     words[BOOT] = log.boot
 
@@ -229,9 +231,9 @@ def after_death(log: PartitionLog) -> None:
         view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
     _store_words(log, view, position, end)
-    if transactional:
-        transactions.recover(log, view.header.base_offset)
+    first_open = transactions.recover(log, view.header.base_offset)[1] if transactional else 0
     words[HWM] = end
+    words[OPEN] = first_open
     words[DIRTY] = 0
 
 
@@ -262,7 +264,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
-    transactions.recover(log, start)
+    _, words[OPEN] = transactions.recover(log, start)
     words[SYNCED] = end
     words[SYNCING] = words[FAILED] = 0
     words[DIRTY] = 0

@@ -59,10 +59,12 @@ def _from(log: PartitionLog, offset: int) -> list[int]:
     return bases[max(0, bisect_right(bases, offset) - 1) :]
 
 
-def recover(log: PartitionLog, start: int) -> list[Aborted]:
-    """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on; returns their entries.
+def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
+    """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on.
 
-    An index that there is no room for is removed: what is there is whole.  Under the partition's lock, with the words of the end stored.
+    Returns the indexes' entries, and what the word OPEN has to be once the high watermark is that of the end; until then it keeps readers
+    from what is open now and from what was.  An index that there is no room for is removed: what is there is whole.  Under the
+    partition's lock, with the words of the end stored.
     """
     words, bases = log.words, _from(log, start)
     found: dict[int, list[Aborted]] = {base: [] for base in bases}
@@ -75,8 +77,10 @@ def recover(log: PartitionLog, start: int) -> list[Aborted]:
             if base == bases[-1]:
                 words[ABORTED_END] = size
     words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
-    words[OPEN] = states.first_open() + 1
-    return [entry for entries in found.values() for entry in entries]
+    first_open = states.first_open() + 1
+    if first_open and not 0 < words[OPEN] < first_open:
+        words[OPEN] = first_open
+    return [entry for entries in found.values() for entry in entries], first_open
 
 
 def _replace_index(log: PartitionLog, base: int, entries: list[Aborted], *, synced: bool) -> int:
@@ -117,7 +121,7 @@ def check_active_index(log: PartitionLog) -> None:
     if words[END] == log.base_offset:
         words[ABORTED_END] = create_index(log.fs, log.directory, log.base_offset, log._salt)
     else:
-        recover(log, log.base_offset)
+        _, words[OPEN] = recover(log, log.base_offset)
     if not words[ABORTED_END]:
         raise StorageFullError(f"{log.directory}: there is no room for a transaction index")
 
@@ -196,7 +200,8 @@ class AbortedTransactions:
         self._turn = -1
         if not self._try_to_learn(offset):
             self._ranges, self.until = {}, 0
-            self._add(recover(log, offset))
+            entries, log.words[OPEN] = recover(log, offset)
+            self._add(entries)
             self.until = log.last_stable_offset  # `_turn` stays: where there was no room for the files the next look makes them
 
     def _add(self, entries: Iterable[Aborted]) -> None:
