@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streamlog._format.transaction_index import Aborted
 
 from streamlog._client.groups import Groups
-from streamlog._client.transactions import Transactions
+from streamlog._client.transaction_coordinator import TransactionCoordinator
 from streamlog._coord.group import Group
 from streamlog._coord.offsets import OffsetsLog
 from streamlog._coord.transaction import ONGOING, PREPARING
@@ -18,12 +18,11 @@ from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._format import batch as fmt
 from streamlog._format import checkpoint, names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
-from streamlog._format.control import is_commit
+from streamlog._log.aborted import read_index
 from streamlog._log.partition import PartitionLog
 from streamlog._log.producer_state import ProducerStates, snapshots_that_count
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, OPEN, POSITION, SEGMENT, START, SYNCED
-from streamlog._log.transactions import read_index
 from streamlog._os import files
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
@@ -158,11 +157,7 @@ class _Check:
     def _check_producer(self, log: PartitionLog, path: str, batch: fmt.Batch) -> None:
         """I11: a producer's batches follow one another.  I12: snapshots are the fold of what is below them."""
         states = self._producers
-        if batch.attributes & fmt.CONTROL:
-            first = states.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
-            if first >= 0 and not is_commit(batch):
-                self._aborted.append((batch.producer_id, first, batch.base_offset))
-        elif batch.producer_id >= 0:
+        if batch.producer_id >= 0 and not batch.attributes & fmt.CONTROL:
             producer, count = (batch.producer_id, batch.base_sequence, batch.producer_epoch), batch.last_offset_delta + 1
             entry = states.entries.get(batch.producer_id)
             expires = log.settings.producer_id_expiration_ms
@@ -172,7 +167,9 @@ class _Check:
                         self._found("I11", path, f"offset {batch.base_offset}: a batch of producer {batch.producer_id} is there twice")
                 except (OutOfOrderSequenceError, InvalidProducerEpochError) as error:
                     self._found("I11", path, f"offset {batch.base_offset}: {error}")
-            states.count(batch)
+        aborted = states.take_in(batch)
+        if aborted is not None:
+            self._aborted.append(aborted)
         while self._snapshots and self._snapshots[0].offset <= batch.next_offset:
             snapshot = self._snapshots.pop(0)
             same = snapshot.entries.items() <= states.entries.items() and snapshot.open == states.open  # who expired is not in it
@@ -239,7 +236,7 @@ class _Check:
     def _check_groups(self) -> None:
         """I9: each group's live state.  I10: a fold that begins at the snapshot is the fold of everything."""
         topic = self._home.metadata.topics.get(names.OFFSETS_TOPIC)
-        groups = Groups(self._home, Transactions(self._home))
+        groups = Groups(self._home, TransactionCoordinator(self._home))
         for number in range(0 if topic is None else topic.partitions):
             assert topic is not None
             log = self._home.log(topic, number, self._timeout)

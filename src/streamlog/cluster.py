@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._client.groups import Groups
-    from streamlog._client.transactions import Transactions
+    from streamlog._client.transaction_coordinator import TransactionCoordinator
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
     from streamlog.types import (
@@ -134,7 +134,7 @@ class Cluster:
         self._closed = False
         self._home_of_process: Home | None = None
         self._groups_of_home: Groups | None = None
-        self._transactions_of_home: Transactions | None = None
+        self._transactions_of_home: TransactionCoordinator | None = None
         self._enter(create)
 
     def _enter(self, create: bool) -> None:
@@ -306,18 +306,22 @@ class Cluster:
         """Do now what time asks for: end transactions that are over, forget transactional ids that nobody uses
         (`transactional_id_expiration_ms`), drop offsets that have expired (`offsets_retention_minutes`), and groups that have none left.
         """
-        self._transactions.maintain(self.timeout)
-        self._groups.maintain(self.timeout)
+        from streamlog._client import transaction_admin
+
+        try:
+            transaction_admin.maintain(self._transactions, self.timeout)
+        finally:
+            self._groups.maintain(self.timeout)
 
     # ---- transactions ----------------------------------------------------------------------------------------------------------
 
     @property
-    def _transactions(self) -> Transactions:
+    def _transactions(self) -> TransactionCoordinator:
         home, found = self._home, self._transactions_of_home
         if found is None or found.home is not home:
-            from streamlog._client.transactions import Transactions  # here: opening a cluster needs none
+            from streamlog._client.transaction_coordinator import TransactionCoordinator  # here: opening a cluster needs none
 
-            found = self._transactions_of_home = Transactions(home)
+            found = self._transactions_of_home = TransactionCoordinator(home)
         return found
 
     def _look_into(self, log: PartitionLog, timeout: float) -> None:
@@ -326,30 +330,39 @@ class Cluster:
 
     def transactions(self) -> list[TransactionListing]:
         """The transactional ids, sorted, with their states."""
-        return self._transactions.listing(self.timeout)
+        from streamlog._client import transaction_admin
+
+        return transaction_admin.listing(self._transactions, self.timeout)
 
     def describe_transaction(self, transactional_id: str) -> TransactionDescription:
         """Producer, state and partitions of a transactional id.  Raises TransactionalIdNotFoundError."""
-        return self._transactions.describe(transactional_id, self.timeout)
+        from streamlog._client import transaction_admin
+
+        return transaction_admin.describe(self._transactions, transactional_id, self.timeout)
 
     def abort_transaction(self, transactional_id: str) -> None:
-        """Abort what a transactional id has open; its producer is fenced.  One that is prepared is carried out.
+        """Abort what a transactional id has open, and fence its producer; a commit that is decided is carried out first.
 
         Raises: TransactionalIdNotFoundError.
         """
-        self._transactions.existing(transactional_id, self.timeout)
-        self._transactions.settled(transactional_id, self.timeout, abort=True)
+        from streamlog._client import transaction_admin
+
+        transaction_admin.abort(self._transactions, transactional_id, self.timeout)
 
     def hanging_transactions(self) -> list[HangingTransaction]:
         """Open transactions of which their transactional ids know nothing.  A reader that is held up by one ends it."""
-        return self._transactions.hanging(self.timeout)
+        from streamlog._client import transaction_admin
+
+        return transaction_admin.hanging(self._transactions, self.timeout)
 
     def end_hanging_transaction(self, topic: str, partition: int, first_offset: int) -> None:
         """End a hanging transaction: by the outcome that its transactional id has on record, else by an abort.
 
         Raises: TransactionalIdNotFoundError where none begins there.
         """
-        self._transactions.end_hanging(topic, partition, first_offset, self.timeout)
+        from streamlog._client import transaction_admin
+
+        transaction_admin.end_hanging(self._transactions, topic, partition, first_offset, self.timeout)
 
     # ---- the whole -------------------------------------------------------------------------------------------------------------
 

@@ -25,11 +25,12 @@ from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
 from streamlog._client.meter import ConsumerMeter
-from streamlog._client.offsets import noted, processed
+from streamlog._client.offsets import NOT_A_MEMBER, processed, under_topic_ids
 from streamlog._client.share import Share
 from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.partition import PartitionLog
 from streamlog._log.reader import beginning_offset, end_offset
+from streamlog._log.state import OPEN
 from streamlog._os import process
 from streamlog._os.clock import monotonic
 from streamlog._os.wake import Bell
@@ -427,7 +428,7 @@ class Consumer:
         """What a producer commits for this consumer: all that it has returned, with the generations in which that was noted."""
         self._need_group()
         if self.config.enable_auto_commit:
-            raise InvalidStateError("the consumer commits by itself, whatever becomes of the transaction: make it with enable_auto_commit=False")
+            raise ConfigurationError("the consumer commits by itself, whatever becomes of the transaction: make it with enable_auto_commit=False")
         wanted = self._to_commit(None)
         record = self._record_in_hand()
         if record is not None:
@@ -436,7 +437,7 @@ class Consumer:
         written, noted = self._noted(wanted, member, explicit=False)
         metadata = member.metadata()
         if self._is_subscribed() and not metadata.member_id:
-            metadata = metadata._replace(member_id="-")  # it was in the group, or will be; nobody may be
+            metadata = metadata._replace(member_id=NOT_A_MEMBER)  # it was in the group, or will be
         return written, noted, metadata
 
     def _record_in_hand(self) -> Record | None:
@@ -470,7 +471,7 @@ class Consumer:
 
     def _noted(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], member: Membership, *, explicit: bool) -> tuple[Offsets, Noted]:
         now = self._home.clock.now_ms()
-        return noted(offsets, self._fetcher.cursors, self._metadata, member.generation, now, explicit=explicit)
+        return under_topic_ids(offsets, self._fetcher.cursors, self._metadata, member.generation, now, explicit=explicit)
 
     def _commit_by_itself(self, timeout: float, partitions: Iterable[TopicPartition] | None = None) -> None:
         """Auto-commit of what is processed and not committed yet.  What goes wrong is logged: the records are read again."""
@@ -710,6 +711,8 @@ class Consumer:
         return {tp: self._end_of(log) for tp, log in self._logs(partitions)}
 
     def _end_of(self, log: PartitionLog) -> int:
+        if self._committed_only and log.words[OPEN]:
+            self._fetcher.see_to_transaction(log)  # what a dead producer left open is no reason to stop here
         return end_offset(log, self._timeout, committed=self._committed_only)
 
     def offsets_for_times(self, times: Mapping[TopicPartition | tuple[str, int], int]) -> dict[TopicPartition, OffsetAndTimestamp | None]:

@@ -249,7 +249,7 @@ class GroupIdNotFoundError(StreamlogError, LookupError):
 
 
 class TransactionalIdNotFoundError(StreamlogError, LookupError):
-    """Nobody has used this transactional id, or not for `transactional_id_expiration_ms`."""
+    """Nobody has used this transactional id (or not for `transactional_id_expiration_ms`), or no hanging transaction begins there."""
 
 
 class NonEmptyGroupError(StreamlogError):

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._client.groups import Groups
-    from streamlog._client.transaction_manager import TransactionContext, TransactionManager
+    from streamlog._client.offsets import Noted, Offsets
+    from streamlog._client.transaction_context import TransactionContext
+    from streamlog._client.transaction_manager import TransactionManager
     from streamlog.config import ProducerConfig
     from streamlog.consumer import Consumer
     from streamlog.metrics import ProducerMetrics
@@ -68,7 +70,7 @@ class Producer(Accumulator):
 
             assert config.transactional_id is not None
             self._manager = TransactionManager(self, groups.transactions, groups, config.transactional_id)
-            self._targets = {}
+            self.accept(False)
         named = config.partitioner if isinstance(config.partitioner, str) else ""
         self._keyed = named in ("sticky", "hash") and not config.partitioner_ignore_keys
         self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
@@ -373,7 +375,8 @@ class Producer(Accumulator):
         Durability: as configured; under "os" a power cut may split a transaction.
         Args:   timeout: seconds; None: `max_block_ms`.
         Raises: the error of a record that was not written (`abort_transaction` is all that is left then), ProducerFencedError (the producer
-                is done for), InvalidTxnStateError, StreamlogTimeoutError: nobody knows yet, and calling it again tells.
+                is done for), InvalidTxnStateError; StreamlogTimeoutError, StorageFullError, DiskFailedError: nobody knows yet whether it is
+                committed, and calling it again tells.
         """
         self._transactional("commit_transaction").commit(self._seconds(timeout))
 
@@ -381,7 +384,7 @@ class Producer(Accumulator):
         """End the transaction; nothing of it counts, and what is not written yet is dropped (its deliveries: TransactionAbortedError).
 
         A consumer does not go back by itself: call its `seek_to_committed()`.
-        Raises: ProducerFencedError, InvalidTxnStateError, StreamlogTimeoutError (call it again).
+        Raises: ProducerFencedError, InvalidTxnStateError; StreamlogTimeoutError, StorageFullError, DiskFailedError (call it again).
         """
         self._transactional("abort_transaction").abort(self._seconds(timeout))
 
@@ -390,7 +393,7 @@ class Producer(Accumulator):
 
         The first one calls `init_transactions` where nobody has.
         """
-        from streamlog._client.transaction_manager import TransactionContext
+        from streamlog._client.transaction_context import TransactionContext
 
         return TransactionContext(self, self._transactional("transaction"))
 
@@ -401,25 +404,35 @@ class Producer(Accumulator):
 
         Args:   offsets: a consumer, for all that it has returned (the record that its `for` loop has in hand included: what it leads to is in
                 the transaction); or `{partition: offset or OffsetAndMetadata}` with the `group_metadata()` of the consumer.
-        Raises: CommitFailedError and its leaves, FencedInstanceIdError (the partitions have moved: only `abort_transaction` is left),
-                InvalidStateError (the consumer has no group, or commits by itself), InvalidTxnStateError, ProducerFencedError.
+        Raises: CommitFailedError and what derives from it, FencedInstanceIdError (the partitions have moved), ConfigurationError (the
+                consumer commits by itself, say), …: whatever it is, only `abort_transaction` is left then.  InvalidTxnStateError,
+                ProducerFencedError.
         """
+        manager, seconds = self._transactional("send_offsets"), self._seconds(timeout)
+        manager.check_sending("send_offsets")
+        try:
+            sent = self._offsets_to_send(offsets, group_metadata, seconds)
+        except StreamlogError as error:
+            manager.fail(error)  # who goes on all the same must not commit the rest
+            raise
+        if sent[0]:
+            manager.send_offsets(*sent, seconds)
+
+    def _offsets_to_send(self, offsets: Any, sender: GroupMetadata | None, seconds: float) -> tuple[Offsets, Noted, GroupMetadata]:
         from streamlog._client.inputs import checked_offsets
         from streamlog._client.offsets import by_topic_id
+        from streamlog.types import GroupMetadata
 
-        manager, seconds = self._transactional("send_offsets"), self._seconds(timeout)
-        manager.check_sending()
-        if hasattr(offsets, "_for_transaction"):
-            written, noted, metadata = offsets._for_transaction()
-        else:
-            if group_metadata is None:
-                raise ConfigurationError("send_offsets takes a consumer, or offsets and the consumer's group_metadata()")
-            self._home.refresh(seconds)
-            checked, metadata = checked_offsets(offsets, self._metadata), group_metadata
-            written = by_topic_id(checked, self._metadata, self._now_ms())
-            noted = dict.fromkeys(checked, metadata.generation)
-        if written:
-            manager.send_offsets(written, noted, metadata, seconds)
+        of_consumer = hasattr(offsets, "_for_transaction")
+        if of_consumer == (sender is not None) or not isinstance(sender, (GroupMetadata, type(None))):
+            raise ConfigurationError(f"send_offsets({offsets!r}, {sender!r}): a consumer, or offsets and the consumer's group_metadata(), are wanted")
+        if of_consumer:
+            found: tuple[Offsets, Noted, GroupMetadata] = offsets._for_transaction()
+            return found
+        assert sender is not None
+        self._home.refresh(seconds)
+        checked = checked_offsets(offsets, self._metadata)
+        return by_topic_id(checked, self._metadata, self._now_ms()), dict.fromkeys(checked, sender.generation), sender
 
     def _transactional(self, what: str) -> TransactionManager:
         if self._closed_reason:
@@ -466,12 +479,6 @@ class Producer(Accumulator):
                     deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
                 while not last.written:
                     self._write_now(last, deadline)
-
-    def _end_all(self) -> list[RecordBatch]:
-        """Close every open batch; returns the last one of each queue.  Under the producer's lock."""
-        for lane in self._active:
-            self._end(lane)
-        return [lane.queue[-1] for lane in self._active if lane.queue]
 
     def metrics(self) -> ProducerMetrics:
         """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""

@@ -223,7 +223,7 @@ def test_check_finds_a_snapshot_that_lies_and_two_owners(place: Path, monkeypatc
         found.refresh(5)
         for group in found._groups.values():
             group.offsets.clear()
-        found._save_snapshot(0)
+        found._save_snapshot(found.version, 0, found._copied())
         consumers = [log.consumer("t", group_id="g") for _ in range(2)]
         for consumer in consumers * 3:
             consumer.poll()

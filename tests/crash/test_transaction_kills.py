@@ -21,7 +21,7 @@ from conftest import LONG, records_of
 from crash.steps import die_at, steps_of
 from streamlog.cluster import Cluster
 
-RECORDS, WORKERS = (100_000, 4) if LONG else (20_000, 4)
+RECORDS, WORKERS = 100_000 if LONG else 20_000, 4
 COMMITTED = {"isolation_level": "read_committed"}
 
 
@@ -248,7 +248,7 @@ def test_a_dead_producer_holds_nobody_up(phase: str, place: Path) -> None:
     """Killed with an open transaction: a reader that waits goes on, long before the time-out."""
     script = ZOMBIE.replace("sys.stdin.readline()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     if phase == "commit":
-        die = "    producer._manager._transactions.finish = lambda *_: os.kill(os.getpid(), 9)\n"
+        die = "    producer._manager._coordinator.finish = lambda *_: os.kill(os.getpid(), 9)\n"
         script = script.replace('    print("open", flush=True)\n', f"    import os\n{die}    producer.commit_transaction()\n")
     with streamlog.open(place / "log") as log:
         log.create_topic("t")

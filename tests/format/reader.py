@@ -163,7 +163,7 @@ def read_index(data: bytes, salt: int) -> list[tuple[int, int, int]]:
 
 def read_snapshot(data: bytes) -> tuple[int, int, int, list[tuple[tuple[int, ...], list[tuple[int, ...]]]]]:
     """Salt, base offset, offset, and each producer with its batches, of a producer snapshot."""
-    checksum, salt, base_offset, offset, count = take_header(data[:48], SNAPSHOT_HEADER, b"SLP1")
+    checksum, salt, base_offset, offset, count = take_header(data[:48], SNAPSHOT_HEADER, b"SLP2")
     check(xxhash.xxh3_64_intdigest(data[16:], salt) == checksum, "the checksum of a snapshot")
     rows, producers = BytesIO(data[48:]), []
     for _ in range(count):

@@ -12,8 +12,8 @@ import pytest
 
 import streamlog
 from conftest import LONG
+from streamlog._log.aborted import open_transactions
 from streamlog._log.state import DIRTY
-from streamlog._log.transactions import open_transactions
 from streamlog.cluster import Cluster, _Place
 from streamlog.errors import ProducerFencedError, StreamlogError
 from streamlog.testing.faults import FaultyFileSystem, Steps, step_words
@@ -95,9 +95,8 @@ class Machine:
         kill = self.random.random() < 0.25
         if kill:
             writer.dies(self.random.randrange(25), self.random.choice(("before", "half", "after")))
-        what = "?"
         try:
-            what = self.operate(writer)
+            self.operate(writer)
         except Killed:
             self.killed(writer, "killed in " + self.history[-1])
             return
@@ -105,7 +104,7 @@ class Machine:
             self.settle(writer)
             if writer.transaction is not None and self.statuses[writer.transaction] == OPEN:
                 self.statuses[writer.transaction] = DEAD
-            self.killed(writer, f"{what}: fenced")
+            self.killed(writer, f"fenced in {self.history[-1]}")
             return
         finally:
             writer.lives()
@@ -119,7 +118,7 @@ class Machine:
         self.writers.remove(writer)
         self.add(writer.transactional_id)
 
-    def operate(self, writer: Writer) -> str:
+    def operate(self, writer: Writer) -> None:
         producer, name = writer.producer, writer.transactional_id
         if name is None:
             choices = ["send", "send", "flush"]
@@ -161,7 +160,6 @@ class Machine:
             self.writers.remove(writer)  # the zombie stays, and may go on at any time
             self.add(name)
             self.zombies.append(writer)
-        return what
 
     def end(self, writer: Writer, status: str) -> None:
         assert writer.transaction is not None
@@ -229,7 +227,7 @@ class Machine:
 
     def is_open(self, value: bytes) -> bool:
         transaction = self.values[value]
-        return transaction is not None and self.statuses[transaction] == OPEN and any(w.transaction == transaction for w in self.writers)
+        return transaction is not None and self.statuses[transaction] == OPEN and any(w.transaction == transaction for w in [*self.writers, *self.zombies])
 
     def finish(self) -> None:
         """In the end every transaction is seen whole, or not at all."""

@@ -92,6 +92,27 @@ class Accumulator:
         if self._manager is not None:
             self._manager.check_sending()
 
+    # ---- for a producer's transactions -----------------------------------------------------------------------------------------
+
+    def accept(self, accepting: bool) -> None:
+        """Take records, or have each `send` ask whether it may: it finds no topic then."""
+        self._targets = self._known_targets if accepting else {}
+
+    def end_batches(self) -> None:
+        """Close every open batch.  Raises InvalidStateError from inside this producer's own `send`."""
+        if self._is_entered():
+            raise InvalidStateError("a signal handler, or a finalizer, inside this producer's `send` cannot end its transaction; it can after it")
+        self._inside(self._end_all)
+
+    def drop_waiting(self) -> None:
+        """Do not wait before the next try of a batch: it will be refused."""
+        for lane in list(self._active):
+            lane.tries = 0
+
+    def waiting_partitions(self) -> list[tuple[bytes, int]]:
+        """Topic ids and partitions that have batches, open or closed."""
+        return [(lane.log.topic_id, lane.partition) for lane in list(self._active) if not lane.gone]
+
     def _inside(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` under the lock.  (`send` does it in its own frame: a call less for each record.)"""
         while self._busy:
@@ -169,6 +190,12 @@ class Accumulator:
             self._active.pop(lane, None)
             if not self._active:
                 self._memory = 0
+
+    def _end_all(self) -> list[RecordBatch]:
+        """Close every open batch; returns the last one of each queue.  Under the producer's lock."""
+        for lane in self._active:
+            self._end(lane)
+        return [lane.queue[-1] for lane in self._active if lane.queue]
 
     # ---- memory ---------------------------------------------------------------------------------------------------------------
 

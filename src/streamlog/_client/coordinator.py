@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import TypeAlias, TypeVar
 
-    from streamlog._client.transactions import Transactions
+    from streamlog._client.transaction_coordinator import TransactionCoordinator
     from streamlog._coord.group_file import GroupFile
     from streamlog._log.partition import Pending
-    from streamlog.types import GroupMetadata as Membership
 
     R = TypeVar("R")
     Offsets: TypeAlias = "Mapping[tuple[bytes, int], CommittedOffset]"  # by topic id and partition
@@ -34,17 +33,17 @@ from streamlog._coord.offsets import CommittedOffset, GroupMetadata, GroupOffset
 from streamlog._format.batch import TRANSACTIONAL
 from streamlog._log.fold import packed
 from streamlog._os import process
-from streamlog._os.clock import monotonic
+from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
-from streamlog.errors import StreamlogTimeoutError, UnstableOffsetCommitError
+from streamlog.errors import StreamlogError, UnstableOffsetCommitError
 from streamlog.types import TopicPartition
 
 
 class Coordinator:
     """A group, as this process coordinates it.  Safe to share between threads."""
 
-    def __init__(self, home: Home, group_id: str, file: GroupFile, offsets: OffsetsLog, transactions: Transactions) -> None:
+    def __init__(self, home: Home, group_id: str, file: GroupFile, offsets: OffsetsLog, transactions: TransactionCoordinator) -> None:
         self.home, self.group_id, self.file, self.offsets, self._transactions = home, group_id, file, offsets, transactions
         self.clock = home.clock
 
@@ -59,7 +58,7 @@ class Coordinator:
         deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        changed = under(self.file.lock, _left(deadline), self._change, function, deadline)
+        changed = under(self.file.lock, left(deadline), self._change, function, deadline)
         self.offsets.keep_up(timeout)
         return changed
 
@@ -79,7 +78,7 @@ class Coordinator:
         found = self.file.load()
         if found is not None:
             return found
-        kept = self.offsets.group(self.group_id, _left(deadline))
+        kept = self.offsets.group(self.group_id, left(deadline))
         if kept.metadata is None:
             return Group(self.group_id, dead=not kept.offsets)
         metadata = kept.metadata
@@ -95,7 +94,7 @@ class Coordinator:
     def _store(self, before: Group, after: Group, deadline: float) -> None:
         """Commit step: the store of the group file's version."""
         if after.dead and not before.dead:
-            gone = [commit_record(self.group_id, *key, None) for key in self.offsets.committed(self.group_id, _left(deadline))]
+            gone = [commit_record(self.group_id, *key, None) for key in self.offsets.committed(self.group_id, left(deadline))]
             self._write([*gone, metadata_record(self.group_id, None)], deadline)
         elif (after.generation, after.dead, not after.members) != (before.generation, before.dead, not before.members):
             records = [self._metadata_record(after)]
@@ -110,7 +109,7 @@ class Coordinator:
         return metadata_record(self.group_id, GroupMetadata(group.epoch, group.assignor, empty_since, topics, group.patterns))
 
     def _write(self, records: Iterable[tuple[list[object], list[object] | None]], deadline: float) -> Pending:
-        return self.offsets.append(list(records), self.clock.now_ms(), _left(deadline))
+        return self.offsets.append(list(records), self.clock.now_ms(), left(deadline))
 
     def tidied(self, group: Group, by: str, *, may_expire: bool = False) -> Group:
         """The group without its dead, static ones once their session is over.  Under the group's lock.
@@ -142,11 +141,7 @@ class Coordinator:
 
     def commit(self, event: Commit, offsets: Offsets, *, durability: str, timeout: float) -> None:
         """Commit offsets, all or none.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
-
-        def check(group: Group) -> Group:
-            return apply(group if event.member_id else self.tidied(group, ""), event)
-
-        self._commit(check, offsets, durability, timeout)
+        self._commit(lambda group: self._checked(group, event), offsets, durability, timeout)
 
     def alter(self, offsets: Offsets, *, timeout: float) -> None:
         """Set offsets from outside.  Raises NonEmptyGroupError."""
@@ -154,32 +149,38 @@ class Coordinator:
 
     def _commit(self, check: Callable[[Group], Group], offsets: Offsets, durability: str, timeout: float) -> None:
         deadline = monotonic() + timeout
-        if durability == "fsync":  # an offset that is on the disk speaks of records that are (H29)
-            for topic_id, partition in offsets:
-                self.home.log(self.home.metadata.by_id[topic_id], partition, timeout).sync(_left(deadline))
+        self._sync_sources(durability, offsets, deadline)
         records = [commit_record(self.group_id, *key, committed) for key, committed in offsets.items()]
-        _, batch, _ = self.change(_left(deadline), lambda group: (check(group), self._write(records, deadline)))
+        _, batch, _ = self.change(left(deadline), lambda group: (check(group), self._write(records, deadline)))
         if durability == "fsync":
-            self.offsets.log.wait_synced(batch, _left(deadline))
+            self.offsets.log.wait_synced(batch, left(deadline))
 
     def commit_in_transaction(
-        self, metadata: Membership, noted: Mapping[TopicPartition, int], offsets: Offsets, batch: Pending, timeout: float
+        self, event: Commit, offsets: Offsets, batch: Pending, *, durability: str, timeout: float
     ) -> None:
         """Write offsets as a `batch` of a transaction, all or none: they are pending until it ends.  Raises like `commit`."""
         deadline = monotonic() + timeout
-        event = Commit(metadata.member_id, metadata.group_instance_id, noted)
-        records = [
-            commit_record(self.group_id, *key, committed._replace(member_id=metadata.member_id)) for key, committed in offsets.items()
-        ]  # fmt: skip
+        self._sync_sources(durability, offsets, deadline)
+        records = [commit_record(self.group_id, *key, committed._replace(member_id=event.member_id)) for key, committed in offsets.items()]
         packed(records, self.clock.now_ms(), batch)
         batch.attributes |= TRANSACTIONAL
 
         def step(group: Group) -> tuple[Group, None]:
-            checked = apply(group if event.member_id else self.tidied(group, ""), event)
-            self.offsets.log.append(batch, _left(deadline))
+            checked = self._checked(group, event)
+            self.offsets.log.append(batch, left(deadline))
             return checked, None
 
-        self.change(timeout, step)
+        self.change(left(deadline), step)
+
+    def _checked(self, group: Group, event: Commit) -> Group:
+        """The group, if it takes the commit; strangers see it without its dead."""
+        return apply(group if event.member_id else self.tidied(group, ""), event)
+
+    def _sync_sources(self, durability: str, offsets: Offsets, deadline: float) -> None:
+        """An offset that is on the disk speaks of records that are (H29)."""
+        if durability == "fsync":
+            for topic_id, partition in offsets:
+                self.home.log(self.home.metadata.by_id[topic_id], partition, left(deadline)).sync(left(deadline))
 
     def start_offset(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
         """Where a member that has got a partition begins.  An offset that is pending has to be waited for (H37, KIP-447).
@@ -187,24 +188,27 @@ class Coordinator:
         Raises: UnstableOffsetCommitError: not known yet, look again.
         """
         self._end_pending(timeout)
-        if self.offsets._is_folding():
-            raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of offsets cannot tell where to begin; try again after it")
-        pending = self.offsets.pending(self.group_id).get((topic_id, partition))
+        self.offsets.catch_up(timeout)
+        pending = self.offsets.group(self.group_id, timeout).pending.get((topic_id, partition))
         if pending:
-            who = f"a transaction of producer {pending[0][0]}"
+            who = f"a transaction of producer {min(pending)}"
             raise UnstableOffsetCommitError(f"group {self.group_id!r}: {who} holds an offset of partition {partition}, and is open")
-        return self.offset_of(topic_id, partition, timeout)  # after the look: nobody but the owner can have put one there since
+        return self._offset_of(topic_id, partition, timeout)  # after the look: nobody but the owner can have put one there since
 
     def _end_pending(self, timeout: float) -> None:
         """Who needs the group's offsets sees to transactions that hold some: of who is dead, late or not in the group any more."""
-        self.offsets.refresh(timeout)
-        pending = self.offsets.pending(self.group_id)
-        if pending and not self.offsets._is_folding():
-            group = self.file.load()
-            for producer_id, member_id in {held for each in pending.values() for held in each}:
-                gone = bool(member_id) and (group is None or member_id not in group.members)
-                self._transactions.end_for_member(producer_id, abort=gone, timeout=timeout)
-            self.offsets.refresh(timeout)
+        pending = self.offsets.group(self.group_id, timeout).pending
+        if not pending or self.offsets.is_inside():
+            return
+        group = self.file.load()
+        senders = {(producer_id, "" if committed is None else committed.member_id)
+                   for held in list(pending.values()) for producer_id, (committed, _) in list(held.items())}  # fmt: skip
+        for producer_id, member_id in senders:
+            gone = bool(member_id) and (group is None or member_id not in group.members)
+            try:
+                self._transactions.end_for_member(producer_id, gone=gone, timeout=timeout)
+            except StreamlogError:
+                pass  # some partition of it does not take its marker: these offsets are decided all the same, or stay pending
 
     def committed(self, timeout: float) -> dict[TopicPartition, CommittedOffset]:
         """Offsets that count: of topics that are there, and not expired."""
@@ -221,6 +225,9 @@ class Coordinator:
     def offset_of(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
         """What was committed for one partition."""
         self._end_pending(timeout)
+        return self._offset_of(topic_id, partition, timeout)
+
+    def _offset_of(self, topic_id: bytes, partition: int, timeout: float) -> CommittedOffset | None:
         found = self.offsets.group(self.group_id, timeout)
         committed = found.offsets.get((topic_id, partition))
         if committed is not None and self._is_expired(found)((topic_id, partition), committed):
@@ -231,7 +238,7 @@ class Coordinator:
         return expired(found, group or self.file.load(), self.clock.now_ms(), self.home.config.offsets_retention_minutes)
 
     def _expired_records(self, group: Group, deadline: float) -> list[tuple[list[object], list[object] | None]]:
-        found = self.offsets.group(self.group_id, _left(deadline))
+        found = self.offsets.group(self.group_id, left(deadline))
         is_expired = self._is_expired(found, group)
         removed = self.home.metadata.removed
         gone = [key for key, committed in list(found.offsets.items()) if key[0] in removed or is_expired(key, committed)]
@@ -257,10 +264,6 @@ class Coordinator:
         self.change(timeout, clean)
 
     def _is_over(self, deadline: float) -> bool:
-        found = self.offsets.group(self.group_id, _left(deadline))
+        found = self.offsets.group(self.group_id, left(deadline))
         since = None if found.metadata is None else found.metadata.empty_since_ms
         return not found.offsets and since is not None and self.clock.now_ms() - since > self.home.config.offsets_retention_minutes * 60_000
-
-
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - monotonic())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from streamlog.types import Record, TopicPartition
 
 from streamlog._client.cursor import Cursor
-from streamlog._log.reader import LogReader, end_offset, find_timestamp
+from streamlog._log.reader import LogReader, end_offset, find_timestamp, is_held_up
 from streamlog._log.state import POSITION
 from streamlog._os.clock import monotonic
 from streamlog._os.wake import MAX_BELLS, Bell, Waiter
@@ -312,7 +312,8 @@ class Fetcher:
         """Logs of which an open transaction keeps records from us."""
         if not self._committed_only:
             return []
-        return [cursor.log for cursor in self.rotation if cursor.reader is not None and cursor.reader.is_held_up() and not cursor.paused]
+        placed = [(cursor.log, cursor.position) for cursor in self.rotation if not cursor.paused and cursor.position is not None]
+        return [log for log, position in placed if is_held_up(log, position)]
 
     def see_to_transactions(self) -> None:
         """Now and then, whatever else there is to read: do the producers of transactions that hold us up still live?"""
@@ -321,10 +322,14 @@ class Fetcher:
             return
         self._next_look = now + _LOOK_EVERY
         for log in self._held_up_logs():
-            try:
-                self._look_into(log, _PATIENCE)
-            except StreamlogError:
-                pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
+            self.see_to_transaction(log)
+
+    def see_to_transaction(self, log: PartitionLog) -> None:
+        """Whoever is held up ends what a dead or late producer left open."""
+        try:
+            self._look_into(log, _PATIENCE)
+        except StreamlogError:
+            pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
 
     def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
         """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 from streamlog._client.coordinator import Coordinator
 from streamlog._client.inputs import checked_offsets
+from streamlog._client.internal_topic import InternalTopic
 from streamlog._client.offsets import by_topic_id
 from streamlog._client.timers import Timers
-from streamlog._client.transactions import Transactions
+from streamlog._client.transaction_coordinator import TransactionCoordinator
 from streamlog._coord.group import EMPTY
 from streamlog._coord.group_file import GroupFile
 from streamlog._coord.offsets import OffsetsLog
@@ -22,7 +23,6 @@ from streamlog._format import names
 from streamlog._log.reader import end_offset
 from streamlog._os import files
 from streamlog._os.locks import LockFile
-from streamlog._replica import topics
 from streamlog._replica.home import Home
 from streamlog.errors import ConfigurationError, GroupIdNotFoundError
 from streamlog.types import GroupDescription, GroupListing, MemberDescription, OffsetAndMetadata, TopicPartition
@@ -31,13 +31,13 @@ from streamlog.types import GroupDescription, GroupListing, MemberDescription, O
 class Groups:
     """Safe to share between threads; belongs to one open home."""
 
-    def __init__(self, home: Home, transactions: Transactions) -> None:
+    def __init__(self, home: Home, transactions: TransactionCoordinator) -> None:
         self.home, self.transactions = home, transactions
         self.timers = Timers(home)
         self._lock = RLock()
         # one of each group at a time (its thread lock stands before the file's), as long as somebody uses it: listing costs no descriptors
         self._coordinators: weakref.WeakValueDictionary[str, Coordinator] = weakref.WeakValueDictionary()
-        self._offsets: dict[int, OffsetsLog] = {}
+        self._offsets = InternalTopic(home, names.OFFSETS_TOPIC, home.config.offsets_topic_num_partitions, OffsetsLog)
         self._lock_files: tuple[LockFile, LockFile] | None = None
 
     def coordinator(self, group_id: str, timeout: float) -> Coordinator:
@@ -46,11 +46,7 @@ class Groups:
             found = self._coordinators.get(group_id)
             if found is None:
                 check_group_id(group_id)
-                topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
-                if topic is None:
-                    topics.create_internal(self.home, names.OFFSETS_TOPIC, self.home.config.offsets_topic_num_partitions, timeout)
-                    topic = self.home.metadata.topics[names.OFFSETS_TOPIC]
-                offsets = self._offsets_log(names.keeper_partition(group_id, topic.partitions), timeout)
+                offsets = self._offsets.keeper(group_id, timeout)
                 found = self._coordinators[group_id] = Coordinator(self.home, group_id, self._file(group_id), offsets, self.transactions)
             return found
 
@@ -61,21 +57,11 @@ class Groups:
             self._lock_files = home.keep(LockFile(home.fs, path)), home.keep(LockFile(home.fs, path))
         return GroupFile(home.fs, run, group_id, *self._lock_files)
 
-    def _offsets_log(self, partition: int, timeout: float) -> OffsetsLog:
-        with self._lock:
-            if partition not in self._offsets:
-                topic = self.home.metadata.topics[names.OFFSETS_TOPIC]
-                self._offsets[partition] = OffsetsLog(self.home.log(topic, partition, timeout))
-            return self._offsets[partition]
-
     # ---- from outside --------------------------------------------------------------------------------------------------------
 
     def ids(self, timeout: float) -> list[str]:
         """Groups that exist: by a member or a commit."""
-        topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
-        if topic is None:
-            return []
-        return sorted(group_id for number in range(topic.partitions) for group_id in self._offsets_log(number, timeout).groups(timeout))
+        return sorted(group_id for log in self._offsets.all(timeout) for group_id in log.groups(timeout))
 
     def listing(self, timeout: float) -> list[GroupListing]:
         """Groups and their states."""
@@ -89,11 +75,8 @@ class Groups:
     def existing(self, group_id: str, timeout: float) -> Coordinator:
         """The coordinator of a group that exists.  Raises GroupIdNotFoundError."""
         check_group_id(group_id)
-        topic = self.home.metadata.topics.get(names.OFFSETS_TOPIC)
-        if topic is not None:
-            log = self._offsets_log(names.keeper_partition(group_id, topic.partitions), timeout)
-            if group_id in log.groups(timeout):
-                return self.coordinator(group_id, timeout)
+        if self._offsets.partitions and group_id in self._offsets.keeper(group_id, timeout).groups(timeout):
+            return self.coordinator(group_id, timeout)
         raise GroupIdNotFoundError(f"there is no group {group_id!r}: a group begins with its first member or commit")
 
     def describe(self, group_id: str, timeout: float) -> GroupDescription:

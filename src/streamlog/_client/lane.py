@@ -173,7 +173,7 @@ class Lane:
                 raise UnknownTopicOrPartitionError(f"topic {self.topic!r} was deleted")
             if producer._manager is not None:
                 producer._manager.enlist(self, batch, PATIENCE if wait else 0.0)
-            elif producer._idempotent:
+            if producer._idempotent:
                 self._identify(batch)
             self.log.append(batch, PATIENCE if wait else 0.0)
         except RetriableError as error:
@@ -214,7 +214,12 @@ class Lane:
         """
         if batch.producer[0] < 0:
             producer_id, sequence, epoch = self.next
-            if producer_id < 0:
+            manager = self.producer._manager
+            if manager is not None:
+                if (producer_id, epoch) != manager.current:  # each transaction has an epoch of its own
+                    sequence, self.fences = 0, -1
+                producer_id, epoch = manager.current
+            elif producer_id < 0:
                 producer_id = self.producer._id()
             elif self.failed and epoch < _LAST_EPOCH:
                 sequence, epoch = 0, epoch + 1

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 from streamlog import assignors
 from streamlog._client.coordinator import Coordinator
+from streamlog._client.offsets import NOT_A_MEMBER
 from streamlog._coord.group import (
     ASSIGNING,
     CLAIM_MS,
@@ -181,7 +182,7 @@ class Membership:
         todo = Todo()
         now = self._clock.monotonic_ms()
         self._timers.beat(now)
-        group = self.coordinator.tidied(group, self.member_id or "-", may_expire=self._may_judge())
+        group = self.coordinator.tidied(group, self.member_id or NOT_A_MEMBER, may_expire=self._may_judge())
         if not self.member_id:
             group, todo.joined = self._join(group, now)
             todo.subscribed = todo.joined.subscription
@@ -354,7 +355,7 @@ class Membership:
     def commit(self, offsets: Offsets, noted: Mapping[TopicPartition, int], timeout: float) -> None:
         """Commit offsets as this member.  Raises CommitFailedError and its leaves, FencedInstanceIdError, StreamlogTimeoutError."""
         self.check_fenced()
-        event = Commit(self.member_id or "-", self.config.group_instance_id, noted)
+        event = Commit(self.member_id or NOT_A_MEMBER, self.config.group_instance_id, noted)
         self.coordinator.commit(event, offsets, durability=self.config.durability, timeout=timeout)
 
     def rebalance(self, timeout: float) -> None:

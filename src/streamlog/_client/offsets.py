@@ -17,6 +17,8 @@ from streamlog._coord.offsets import CommittedOffset
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndMetadata, TopicPartition
 
+NOT_A_MEMBER = "-"  # a member id that nobody has: of a consumer that was in its group, or will be
+
 
 def processed(cursors: Iterable[Cursor]) -> dict[TopicPartition, OffsetAndMetadata]:
     """How far each partition is processed, where anything is."""
@@ -27,7 +29,7 @@ def processed(cursors: Iterable[Cursor]) -> dict[TopicPartition, OffsetAndMetada
     }
 
 
-def noted(
+def under_topic_ids(
     offsets: Mapping[TopicPartition, OffsetAndMetadata], cursors: Mapping[TopicPartition, Cursor], known: Metadata, generation: int,
     now_ms: int, *, explicit: bool,
 ) -> tuple[Offsets, Noted]:  # fmt: skip

@@ -27,7 +27,7 @@ class BatchWriter:
     """
 
     __slots__ = (
-        "__weakref__", "_collector", "_counting", "_error", "_lane", "_left", "_limit", "_producer", "_transaction", "_whole", "append",
+        "__weakref__", "_collector", "_counting", "_error", "_lane", "_left", "_limit", "_producer", "_whole", "append", "transaction",
     )  # fmt: skip
 
     def __init__(self, producer: Producer, lane: Lane, limit: int) -> None:
@@ -36,7 +36,7 @@ class BatchWriter:
         self._whole = RecordBatch(lane, None, 0, 1, producer._now_ms())
         self._whole.whole = True
         manager = producer._manager
-        self._transaction = 0 if manager is None else manager.number
+        self.transaction = 0 if manager is None else manager.number
         if manager is not None:
             manager.writers.add(self)
         self._error: Exception | None = None  # what ended the collecting early
@@ -68,7 +68,7 @@ class BatchWriter:
         self._collector.close()
         self.append = self._refuse
         failed = error or self._error
-        if failed is not None and manager is not None and manager.number == self._transaction:
+        if failed is not None and manager is not None and manager.number == self.transaction:
             manager.refused(failed)  # what was dropped was part of the transaction
         self._end_one(failed)
 
@@ -108,7 +108,7 @@ class BatchWriter:
             self._write(values[half:], sum(map(len, values[half:])))
             return
         manager = self._producer._manager
-        if manager is not None and manager.number != self._transaction:
+        if manager is not None and manager.number != self.transaction:
             raise InvalidTxnStateError("the transaction that this batch was begun in has ended")
         attributes, columns = fmt.encode_rows(values)
         self._left += 1

@@ -31,6 +31,7 @@ from streamlog._log.fold import Fold, packed, unpacked
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog.types import NamedTuple, OffsetAndMetadata
 
+Place = tuple[bytes, int]  # topic id and partition
 OFFSET_COMMIT, GROUP_METADATA = "OffsetCommit", "GroupMetadata"
 
 
@@ -61,11 +62,13 @@ class GroupMetadata(NamedTuple):
 class GroupOffsets:
     """A group in the fold."""
 
-    __slots__ = ("metadata", "offsets")
+    __slots__ = ("metadata", "offsets", "pending")
 
     def __init__(self, metadata: GroupMetadata | None = None) -> None:
         self.metadata = metadata
-        self.offsets: dict[tuple[bytes, int], CommittedOffset] = {}
+        self.offsets: dict[Place, CommittedOffset] = {}
+        self.pending: dict[Place, dict[int, tuple[CommittedOffset | None, int]]] = {}
+        """What open transactions hold: by producer id, with the offset of its batch in the log."""
 
 
 def commit_record(group_id: str, topic_id: bytes, partition: int, committed: CommittedOffset | None) -> tuple[list[Any], list[Any] | None]:
@@ -86,8 +89,8 @@ class OffsetsLog(Fold):
     def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
         super().__init__(log, use_snapshot=use_snapshot)
         self._groups: dict[str, GroupOffsets] = {}
-        self._pending: dict[int, dict[Any, tuple[CommittedOffset | None, int]]] = {}
-        """By producer id, then group, topic id and partition: offsets in open transactions, and where they stand in the log."""
+        self._open: dict[int, set[tuple[str, Place]]] = {}
+        """By producer id: what of which group its open transaction holds."""
 
     def append(self, records: Iterable[tuple[list[Any], list[Any] | None]], now_ms: int, timeout: float) -> Pending:
         """Write records as one batch: all or none of them are there."""
@@ -115,8 +118,9 @@ class OffsetsLog(Fold):
         """Everything as of now, in an order that does not depend on how it came about."""
         self.refresh(timeout)
         return sorted(
-            (group_id, group.metadata or (), sorted(group.offsets.items())) for group_id, group in list(self._groups.items())
-        ) + sorted((str(producer_id), (), sorted(held.items())) for producer_id, held in list(self._pending.items()) if held)  # fmt: skip
+            (group_id, group.metadata or (), sorted(group.offsets.items()), sorted((place, sorted(held)) for place, held in group.pending.items()))
+            for group_id, group in list(self._groups.items())
+        )
 
     # ---- the fold ----------------------------------------------------------------------------------------------------------
 
@@ -124,18 +128,19 @@ class OffsetsLog(Fold):
         if batch.attributes & CONTROL:
             self._end_transaction(batch.producer_id, commit=is_commit(batch))
             return
-        pending = self._pending.setdefault(batch.producer_id, {}) if batch.attributes & TRANSACTIONAL else None
         for (kind, group_id, *where), value in unpacked(batch):
-            if kind == OFFSET_COMMIT:
-                key = group_id, *where
+            group = self._group(group_id)
+            if kind == GROUP_METADATA:
+                group.metadata = None if value is None else GroupMetadata(*value)
+            elif kind == OFFSET_COMMIT:
+                place: Place = (where[0], where[1])
                 committed = None if value is None else CommittedOffset(*value)
-                if pending is None:
-                    self._commit(key, committed, batch.base_offset)
+                if batch.attributes & TRANSACTIONAL:
+                    self._open.setdefault(batch.producer_id, set()).add((group_id, place))
+                    group.pending.setdefault(place, {})[batch.producer_id] = committed, batch.base_offset
                 else:
-                    pending[key] = committed, batch.base_offset
-            elif kind == GROUP_METADATA:
-                self._group(group_id).metadata = None if value is None else GroupMetadata(*value)
-                self._drop_empty(group_id)
+                    self._commit(group, place, committed, batch.base_offset)
+            self._drop_empty(group_id)
 
     def _group(self, group_id: str) -> GroupOffsets:
         group = self._groups.get(group_id)
@@ -144,57 +149,60 @@ class OffsetsLog(Fold):
         return group
 
     def _drop_empty(self, group_id: str) -> None:
-        group = self._groups[group_id]
-        if group.metadata is None and not group.offsets:
+        group = self._groups.get(group_id)
+        if group is not None and group.metadata is None and not (group.offsets or group.pending):
             del self._groups[group_id]
 
-    def _commit(self, key: Any, committed: CommittedOffset | None, at: int) -> None:
+    @staticmethod
+    def _commit(group: GroupOffsets, place: Place, committed: CommittedOffset | None, at: int) -> None:
         """An offset counts; of a plain commit and a transactional one the later in the log does."""
-        group_id, *where = key
-        group = self._group(group_id)
         if committed is None:
-            group.offsets.pop(tuple(where), None)
-            self._drop_empty(group_id)
+            group.offsets.pop(place, None)
         else:
-            group.offsets[tuple(where)] = committed
-        for pending in list(self._pending.values()):
-            if key in pending and pending[key][1] < at:
-                del pending[key]
+            group.offsets[place] = committed
+        held = group.pending.get(place)
+        if held:
+            for producer_id in [producer_id for producer_id, (_, older) in held.items() if older < at]:
+                del held[producer_id]
+            if not held:
+                del group.pending[place]
 
     def _end_transaction(self, producer_id: int, *, commit: bool) -> None:
         """Its marker is there: what was pending counts, or never did.  Folded again it changes nothing."""
-        if commit:
-            for key, (committed, at) in list(self._pending.get(producer_id, {}).items()):
-                self._commit(key, committed, at)
-        self._pending.pop(producer_id, None)
+        for group_id, place in list(self._open.get(producer_id, ())):
+            group = self._group(group_id)
+            held = group.pending.get(place, {})
+            if commit and producer_id in held:
+                self._commit(group, place, *held[producer_id])
+            held.pop(producer_id, None)
+            if not held:
+                group.pending.pop(place, None)
+            self._drop_empty(group_id)
+        self._open.pop(producer_id, None)
 
-    def pending(self, group_id: str) -> dict[tuple[bytes, int], list[tuple[int, str]]]:
-        """What open transactions, as far as folded, hold of a group: by topic id and partition, producer ids and the members that sent it."""
-        found: dict[tuple[bytes, int], list[tuple[int, str]]] = {}
-        for producer_id, offsets in list(self._pending.items()):
-            for (group, topic_id, partition), (committed, _) in list(offsets.items()):
-                if group == group_id:
-                    found.setdefault((topic_id, partition), []).append((producer_id, "" if committed is None else committed.member_id))
-        return found
-
-    def _pack(self) -> Any:
-        groups = [
-            (group_id, group.metadata, [(*key, committed) for key, committed in group.offsets.items()])
+    def _copied(self) -> Any:
+        return [
+            (group_id, group.metadata, dict(group.offsets), {place: dict(held) for place, held in group.pending.items()})
             for group_id, group in self._groups.items()
         ]  # fmt: skip
-        return groups, [
-            (producer_id, [(*key, *held) for key, held in offsets.items()]) for producer_id, offsets in self._pending.items() if offsets
+
+    def _packed(self, state: Any) -> Any:
+        return [
+            (
+                group_id, metadata, [(*place, committed) for place, committed in offsets.items()],
+                [(*place, producer_id, *held) for place, by_producer in pending.items() for producer_id, held in by_producer.items()],
+            )
+            for group_id, metadata, offsets, pending in state
         ]  # fmt: skip
 
     def _unpack(self, packed: Any) -> None:
-        groups, pending = packed
-        for producer_id, offsets in pending:
-            self._pending[producer_id] = {
-                (*key,): (None if committed is None else CommittedOffset(*committed), at) for *key, committed, at in offsets
-            }  # fmt: skip
-        for group_id, metadata, offsets in groups:
+        for group_id, metadata, offsets, pending in packed:
             group = self._groups[group_id] = GroupOffsets(None if metadata is None else GroupMetadata(*metadata))
             group.offsets = {(topic_id, partition): CommittedOffset(*committed) for topic_id, partition, committed in offsets}
+            for topic_id, partition, producer_id, committed, at in pending:
+                place = topic_id, partition
+                group.pending.setdefault(place, {})[producer_id] = (None if committed is None else CommittedOffset(*committed)), at
+                self._open.setdefault(producer_id, set()).add((group_id, place))
 
 
 def expired(found: GroupOffsets, live: Group | None, now_ms: int, retention_minutes: int) -> Callable[[tuple[bytes, int], CommittedOffset], bool]:

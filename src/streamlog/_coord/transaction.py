@@ -32,6 +32,14 @@ NOBODY = 0
 Partition = tuple[bytes, int]  # topic id, partition
 
 
+class Ended(NamedTuple):
+    """A transaction of which the outcome is decided."""
+
+    producer_id: int = -1
+    epoch: int = -1
+    commit: bool = False
+
+
 class Transaction(NamedTuple):
     """What is known of a transactional id.  Replaced, never changed."""
 
@@ -47,10 +55,17 @@ class Transaction(NamedTuple):
     deadline_ms: int = 0  # monotonic, of the boot: an open transaction is aborted then
     started_ms: int = 0  # wall clock
     updated_ms: int = 0
-    synced: bool = False  # durability="fsync": each step is on the disk before the next
-    ended: tuple[int, int, bool] = (-1, -1, False)  # producer id and epoch of the transaction that was prepared last; whether to commit
+    synced: bool = False  # durability="fsync": records and offsets, Prepare and markers are each on the disk before what comes next
+    ended: Ended = Ended()  # the transaction that was prepared last
     partitions: frozenset[Partition] = frozenset()
     """Those that get a marker."""
+
+    @property
+    def unmarked(self) -> tuple[int, int] | None:
+        """Producer id and epoch of the transaction that may be open in its partitions."""
+        if self.state == ONGOING:
+            return self.producer_id, self.epoch
+        return self.ended[:2] if self.state in PREPARING else None
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------------
@@ -107,6 +122,12 @@ class Complete(NamedTuple):
     new_producer_id: int = -1  # where the epochs of the old one are used up
 
 
+class Fence(NamedTuple):
+    """Nothing is open; whose id it is may use it no more."""
+
+    now_ms: int
+
+
 class Expire(NamedTuple):
     """Nobody has used the id for `transactional_id_expiration_ms`."""
 
@@ -131,7 +152,7 @@ def is_in_time(transaction: Transaction, event: Any) -> None:
 
 
 def is_current(transaction: Transaction, event: Any) -> None:
-    """Its producer has no transaction but the last one."""
+    """The transaction is the one that the event speaks of."""
     if (event.producer_id, event.epoch) != (transaction.producer_id, transaction.epoch):
         raise ConcurrentTransactionsError(f"transactional_id={transaction.transactional_id!r} is at epoch {transaction.epoch}, not {event.epoch}")
 
@@ -144,12 +165,6 @@ def ends_it(transaction: Transaction, event: End) -> None:
         raise InvalidTxnStateError(
             f"transactional_id={transaction.transactional_id!r} has no transaction of epoch {event.epoch} to end: its state is {transaction.state}"
         )
-
-
-def is_still_open(transaction: Transaction, event: Abort) -> None:
-    """Who aborts for others has seen this very transaction."""
-    if (event.producer_id, event.epoch) != (transaction.producer_id, transaction.epoch):
-        raise ConcurrentTransactionsError(f"transactional_id={transaction.transactional_id!r} went on meanwhile")
 
 
 def is_still_that_prepare(transaction: Transaction, event: Complete) -> None:
@@ -200,7 +215,7 @@ def _abort(transaction: Transaction, event: Abort) -> Transaction:
 
 def _prepared(transaction: Transaction, now_ms: int, *, commit: bool) -> Transaction:
     return transaction._replace(
-        state=PREPARE_COMMIT if commit else PREPARE_ABORT, ended=(transaction.producer_id, transaction.epoch, commit),
+        state=PREPARE_COMMIT if commit else PREPARE_ABORT, ended=Ended(transaction.producer_id, transaction.epoch, commit),
         epoch=transaction.epoch + 1, updated_ms=now_ms,
     )  # fmt: skip
 
@@ -210,9 +225,13 @@ def _complete(transaction: Transaction, event: Complete) -> Transaction:
     if epoch > LAST_EPOCH:
         producer_id, epoch = event.new_producer_id, 0
     return transaction._replace(
-        state=COMPLETE_COMMIT if transaction.ended[2] else COMPLETE_ABORT, producer_id=producer_id, epoch=epoch, partitions=frozenset(),
+        state=COMPLETE_COMMIT if transaction.ended.commit else COMPLETE_ABORT, producer_id=producer_id, epoch=epoch, partitions=frozenset(),
         updated_ms=event.now_ms,
     )  # fmt: skip
+
+
+def _fence(transaction: Transaction, event: Fence) -> Transaction:
+    return transaction._replace(state=EMPTY, owner=NOBODY, updated_ms=event.now_ms)
 
 
 def _expire(transaction: Transaction, _: Expire) -> Transaction:
@@ -238,18 +257,19 @@ TABLE: dict[type, Transition] = {
     End: Transition(
         {ONGOING: PREPARING, **{state: (state,) for state in (*PREPARING, *COMPLETED)}}, (is_owner, ends_it, is_in_time), _end
     ),
-    Abort: Transition({ONGOING: (PREPARE_ABORT,)}, (is_still_open,), _abort),
+    Abort: Transition({ONGOING: (PREPARE_ABORT,)}, (is_current,), _abort),
     Complete: Transition({PREPARE_COMMIT: (COMPLETE_COMMIT,), PREPARE_ABORT: (COMPLETE_ABORT,)}, (is_still_that_prepare,), _complete),
+    Fence: Transition(dict.fromkeys(_IDLE, (EMPTY,)), (), _fence),
     Expire: Transition(dict.fromkeys(_IDLE, (DEAD,)), (), _expire),
 }  # fmt: skip
 
 
-def apply(transaction: Transaction, event: Any, table: Mapping[type, Transition] = TABLE) -> Transaction:
+def apply(transaction: Transaction, event: Any) -> Transaction:
     """The transactional id after an event.  Raises what refuses it; nothing is changed then.
 
     Raises: ProducerFencedError, InvalidTxnStateError, ConcurrentTransactionsError (another process is at it: look again).
     """
-    row = table[type(event)]
+    row = TABLE[type(event)]
     if transaction.state not in row.edges:
         _refuse(transaction, event)
     for guard in row.guards:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamlog._format.batch import Batch
     from streamlog._log.partition import Pending
 
-from streamlog._coord.transaction import DEAD, Transaction
+from streamlog._coord.transaction import DEAD, Ended, Transaction
 from streamlog._format import names
 from streamlog._log.fold import Fold, packed, unpacked
 from streamlog._log.partition import PartitionLog
@@ -65,18 +65,26 @@ class TransactionsLog(Fold):
         else:
             now = _decode(transactional_id, value)
             self._transactions[transactional_id] = now
-            self._by_producer[now.producer_id] = self._by_producer[now.ended[0]] = transactional_id
+            for producer_id in _producers(now):
+                self._by_producer[producer_id] = transactional_id
         if old is not None:
-            now = self.get(transactional_id)
-            for producer_id in {old.producer_id, old.ended[0]} - {now.producer_id, now.ended[0]}:
+            for producer_id in _producers(old) - _producers(self.get(transactional_id)):
                 self._by_producer.pop(producer_id, None)
 
-    def _pack(self) -> Any:
-        return [(transactional_id, _encode(transaction)) for transactional_id, transaction in self._transactions.items()]
+    def _copied(self) -> Any:
+        return dict(self._transactions)
+
+    def _packed(self, state: Any) -> Any:
+        return [(transactional_id, _encode(transaction)) for transactional_id, transaction in state.items()]
 
     def _unpack(self, packed: Any) -> None:
         for transactional_id, value in packed:
             self._put(transactional_id, value)
+
+
+def _producers(transaction: Transaction) -> set[int]:
+    """The producer ids that are known to be an id's."""
+    return {transaction.producer_id, transaction.ended.producer_id} - {-1}
 
 
 def _encode(transaction: Transaction) -> list[Any]:
@@ -85,4 +93,4 @@ def _encode(transaction: Transaction) -> list[Any]:
 
 def _decode(transactional_id: str, value: Any) -> Transaction:
     *fields, ended, partitions = value
-    return Transaction._make((transactional_id, *fields, tuple(ended), frozenset(map(tuple, partitions))))
+    return Transaction._make((transactional_id, *fields, Ended(*ended), frozenset(map(tuple, partitions))))

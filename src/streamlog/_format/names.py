@@ -12,7 +12,7 @@ CLUSTER_LOCKS = "cluster.lock"
 PARTITION_LOCKS = "partitions.lock"
 GROUP_LOCKS = "groups.lock"
 TRANSACTION_LOCKS = "transactions.lock"
-TRANSACTION_STATE = "transactions.state"
+TRANSACTION_HOLDERS = "transactions.state"
 TRANSACTION_STRIPES = 512
 TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
@@ -90,7 +90,7 @@ def transaction_index(base_offset: int) -> str:
 
 
 def snapshot(offset: int) -> str:
-    """State of the idempotent producers of the batches below `offset`."""
+    """State of the producers of the batches below `offset`."""
     return f"{offset:020}{SNAPSHOT}"
 
 

@@ -4,7 +4,7 @@ It is derived: it counts only with its checksum, for the segment of its salt and
 its offset.  Header, 48 bytes, then for each producer a row of 48 bytes and one of 24 for each remembered batch, in the order of the log:
 
     offset size type field         meaning
-    0      4    4s   magic         b"SLP1"
+    0      4    4s   magic         b"SLP2"
     4      1    u8   version       1
     5      3    3x   reserved      zero
     8      8    u64  checksum      xxh3-64 of bytes 16 to the end, seed: the segment's salt
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 from streamlog._format.batch import checksum
 
-SNAPSHOT_MAGIC, SNAPSHOT_VERSION = b"SLP1", 1
+SNAPSHOT_MAGIC, SNAPSHOT_VERSION = b"SLP2", 1
 PREFIX = struct.Struct("<4sB3xQ")
 HEAD = struct.Struct("<QqqQ")
 PRODUCER = struct.Struct("<qqqqihH8x")

@@ -1,8 +1,8 @@
 """`Fold`: what one process knows of a log that it reads forward, batch by batch.
 
 Topics, committed offsets and transactions are folds over internal logs.  A fold may begin at a snapshot, a file beside the segments: it is
-derived, counts only where its checksum holds and the log still reaches its offset, and whoever has folded far enough beyond it writes the
-next one, aside, then renamed.
+derived, counts only where its checksum holds, it is of this partition and the log still reaches its offset; whoever has folded far enough
+beyond it writes the next one, aside, then renamed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ from _thread import allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
 
     from streamlog._format.batch import Batch
+
+    R = TypeVar("R")
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.reader import LogReader
 from streamlog._os import files, locks
-from streamlog.errors import StorageError, StreamlogError
+from streamlog.errors import StorageError, StreamlogError, StreamlogTimeoutError
 
 SNAPSHOT = struct.Struct("<4sIQ")  # magic, zero, checksum of the rest
-SNAPSHOT_MAGIC = b"SLO1"
+SNAPSHOT_MAGIC = b"SLO2"
 
 
 class Fold:
@@ -54,23 +56,40 @@ class Fold:
         """How far the log may be folded now."""
         return self.log.high_watermark
 
-    def _is_folding(self) -> bool:
+    def is_inside(self) -> bool:
         """Whether this very thread is inside the fold: a signal handler or a finalizer brought it here (H18)."""
         return self._folding == get_ident()
 
     def refresh(self, timeout: float) -> None:
-        """Fold what is there.  From inside the fold nothing is done: one sees what is folded so far."""
-        self.log.ensure_valid(timeout)
-        if not self._is_folding() and (self._reader is None or self._end() > self.version):
-            self._fold_locked(timeout)
+        """Fold what is there.  From inside the fold nothing is done: one sees what is folded so far.
 
-    def _fold_locked(self, timeout: float) -> None:
-        with self._fold_lock:
+        Raises: StreamlogTimeoutError: another thread is at it, for longer than `timeout` seconds.
+        """
+        self.log.ensure_valid(timeout)
+        if not self.is_inside() and (self._reader is None or self._end() > self.version):
+            self._locked(timeout, self._fold_all)
+            self.keep_up(timeout)
+
+    def catch_up(self, timeout: float) -> None:
+        """Fold what is there, for a decision.  Raises StreamlogTimeoutError inside the fold, where one sees too little for that."""
+        if self.is_inside():
+            raise StreamlogTimeoutError(
+                f"a signal handler, or a finalizer, inside the fold of {self.log.name} cannot decide on what it holds; try again after it"
+            )
+        self.refresh(timeout)
+
+    def _locked(self, timeout: float, function: Callable[[float], R]) -> R:
+        held: list[bool] = []
+        try:  # the idiom of `locks.under` (H14)
+            held.extend(map(self._fold_lock.acquire, (True,), (min(timeout, 1e6),)))
+            if not held[0]:
+                raise StreamlogTimeoutError(f"waited {timeout:g} s for another thread, which folds {self.log.name}")
             self._folding = get_ident()
-            try:
-                self._fold_all(timeout)
-            finally:
+            return function(timeout)
+        finally:
+            if True in held:
                 self._folding = 0
+                self._fold_lock.release()
 
     def _fold_all(self, timeout: float) -> None:
         reader = self._reader
@@ -78,31 +97,29 @@ class Fold:
             if self._uses_snapshot:
                 self._load_snapshot()
             self.version = max(self.version, self.log.start_offset)
-            reader = self._reader = LogReader(self.log, self.version, timeout=timeout)
+            reader = self._reader = LogReader(self.log, self.version)
         while self._end() > self.version:
             if reader.offset != self.version:  # an exception from outside interrupted the fold of a batch
-                reader = self._reader = LogReader(self.log, self.version, timeout=timeout)
+                reader = self._reader = LogReader(self.log, self.version)
+            reader.timeout = timeout
             batch = reader.next()
             if batch is None:
                 break
             self._fold(batch)
             self.version = batch.next_offset
-        if self._uses_snapshot and self.version - self._snapshot_at >= self.snapshot_every and get_ident() not in locks.inside:
-            self._save_snapshot(reader.epoch)
-
-    def keep_up(self, timeout: float) -> None:
-        """Fold, and write a snapshot, once one is due: who only writes reads nothing, or only inside locks (H36).  Outside locks."""
-        if self._uses_snapshot and self.log.high_watermark - self._snapshot_at >= self.snapshot_every and not self._is_folding():
-            self._fold_locked(timeout)
 
     # ---- snapshots ---------------------------------------------------------------------------------------------------------
 
-    def _pack(self) -> Any:
-        """The state, for msgpack."""
+    def _copied(self) -> Any:
+        """A copy of the state, quickly made."""
+        raise NotImplementedError
+
+    def _packed(self, state: Any) -> Any:
+        """Such a copy, for msgpack."""
         raise NotImplementedError
 
     def _unpack(self, packed: Any) -> None:
-        """Take the state from what `_pack` gave."""
+        """Take the state from what `_packed` gave."""
         raise NotImplementedError
 
     @property
@@ -113,27 +130,44 @@ class Fold:
         """Begin at the snapshot, if it is whole and of this log."""
         import msgpack  # here: 4 ms of a cold start
 
+        log = self.log
         try:
-            data = files.read_file(self.log.fs, self._snapshot_path)
+            data = files.read_file(log.fs, self._snapshot_path)
             magic, _, expected = SNAPSHOT.unpack_from(data)
             body = data[SNAPSHOT.size :]
             if magic != SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
                 return
-            offset, epoch, packed = msgpack.unpackb(body, strict_map_key=False)
-            end = self.log.leader_epochs().end_offset_for(epoch, self.log.high_watermark)
+            topic_id, partition, offset, epoch, state = msgpack.unpackb(body, strict_map_key=False)
+            end = log.leader_epochs().end_offset_for(epoch, log.high_watermark)
         except (FileNotFoundError, ValueError, struct.error, StorageError):
             return
-        if self.log.start_offset <= offset <= end:
-            self._unpack(packed)
+        if (topic_id, partition) == (log.topic_id, log.partition) and log.start_offset <= offset <= end:
+            self._unpack(state)
             self.version = self._snapshot_at = offset
 
-    def _save_snapshot(self, epoch: int) -> None:
+    def keep_up(self, timeout: float) -> None:
+        """Fold, and write a snapshot, once one is due (H36): also for who only writes, or reads inside locks only.  Does nothing there."""
+        due = self._uses_snapshot and self.log.high_watermark - self._snapshot_at >= self.snapshot_every
+        if not due or self.is_inside() or get_ident() in locks.inside:
+            return
+        taken = self._locked(timeout, self._take_snapshot)
+        if taken is not None:
+            self._save_snapshot(*taken)
+
+    def _take_snapshot(self, timeout: float) -> tuple[int, int, Any] | None:
+        """Version, epoch and state; packing and writing them holds nobody up.  None: another thread was faster."""
+        self._fold_all(timeout)
+        if self._reader is None or self.version - self._snapshot_at < self.snapshot_every:
+            return None
+        self._snapshot_at = self.version
+        return self.version, self._reader.epoch, self._copied()
+
+    def _save_snapshot(self, version: int, epoch: int, state: Any) -> None:
         import msgpack
 
-        body = msgpack.packb((self.version, epoch, self._pack()))
+        body = msgpack.packb((self.log.topic_id, self.log.partition, version, epoch, self._packed(state)))
         path = self._snapshot_path
         data = SNAPSHOT.pack(SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
-        self._snapshot_at = self.version
         try:
             files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.pid}{names.TEMPORARY}", synced=False)
         except (OSError, StreamlogError):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
-from streamlog._format import transaction_index as transaction_index_format
 from streamlog._format.batch import (
     BATCH_HEADER_SIZE,
     CONTROL,
@@ -27,7 +26,7 @@ from streamlog._format.batch import (
     seal_head,
 )
 from streamlog._format.control import encode_marker
-from streamlog._log import epochs, recovery, segment, transactions
+from streamlog._log import aborted, epochs, recovery, segment
 from streamlog._log.producer_state import BehindError, ProducerStateManager
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
@@ -81,7 +80,8 @@ class Pending:
     base_offset = epoch = -1
 
     def admit(self, fences: int) -> None:
-        """Called under the partition's lock before a transactional batch is written; raises where its transaction is not open any more.
+        """Called under the partition's lock before a transactional batch is written; raises where its transaction is not open any more,
+        and BehindError where it has to fold something first.
 
         `fences` is another number after each marker that was written to the partition.
         """
@@ -215,14 +215,14 @@ class PartitionLog:
 
         Durability: the kernel has it.  A batch of an idempotent producer that is in the log already is not written again.
         Raises: StreamlogTimeoutError (nothing written), StorageFullError, DiskFailedError, UnknownTopicOrPartitionError,
-                OutOfOrderSequenceError, InvalidProducerEpochError.
+                OutOfOrderSequenceError, InvalidProducerEpochError; of a transactional batch what its `admit` raises.
         """
         while True:
             try:
                 under(self.lock, timeout, self._append, batch)
                 break
-            except BehindError:
-                self.producers.catch_up()
+            except BehindError as behind:
+                behind.fold(*behind.arguments)
         if self.producers.snapshot_is_due:
             self.producers.take_snapshot()
         if self._halves[_FLAG]:
@@ -300,8 +300,8 @@ class PartitionLog:
         producer_id = batch.producer[0]
         first = self.producers.states.open.get(producer_id, -1)
         if first >= 0 and not batch.commit:
-            self._write_aborted((producer_id, first, offset))
-        words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
+            aborted.append_entry(self, (producer_id, first, offset))
+        self.store_fences()
 
     def _batch_at(self, offset: int) -> fmt.Batch | None:
         """The batch that begins at `offset`, if one does.  Under the lock."""
@@ -336,7 +336,7 @@ class PartitionLog:
         words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
-        words[ABORTED_END] = transactions.create_index(self.fs, self.directory, offset, salt)
+        words[ABORTED_END] = aborted.create_index(self.fs, self.directory, offset, salt)
         self._learn()
         self.producers.rolled()
         try:
@@ -348,6 +348,11 @@ class PartitionLog:
         """Announce a change that is not an append: a value that was never there before (H4)."""
         words = self.words
         words[TURN] = max(words[TURN] + 1, monotonic_ns())
+
+    def store_fences(self) -> None:
+        """Announce a marker, to those that have a transaction open here."""
+        words = self.words
+        words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
 
     def _reserve(self, needed: int) -> None:
         size = self.fs.fstat(self._fd).st_size
@@ -377,21 +382,6 @@ class PartitionLog:
         self.fs.pwrite(self._index_fd, entry, at, self._index_path)
         self.words[INDEXED], self.words[INDEX_END] = position, at + len(entry)
 
-    @property
-    def _transaction_index_path(self) -> str:
-        return f"{self.directory}/{names.transaction_index(self.base_offset)}"
-
-    def _write_aborted(self, entry: transaction_index_format.Aborted) -> None:
-        """An entry of the active segment's transaction index; the file is opened for it: aborts are rare."""
-        path, at = self._transaction_index_path, self.words[ABORTED_END]
-        data = transaction_index_format.encode(self._salt, [entry])
-        fd = self.fs.open(path, O_RDWR)
-        try:
-            self.fs.pwrite(fd, data, at, path)
-        finally:
-            self.fs.close(fd)
-        self.words[ABORTED_END] = at + len(data)
-
     # ---- the slow path of step 1 -----------------------------------------------------------------------------------------
 
     def settle(self, *, for_append: bool) -> None:
@@ -415,7 +405,7 @@ class PartitionLog:
         self._looked = True
         try:
             self._open_index()
-            transactions.check_active_index(self)
+            aborted.check_active_index(self)
         except StorageFullError:
             self.forget()
             if for_append:

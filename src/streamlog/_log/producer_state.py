@@ -125,9 +125,9 @@ class ProducerStates:
         self.entries[producer_id] = epoch, 0, (), offset, timestamp
         return first
 
-    def first_open(self, without: int = -1) -> int:
-        """Where the earliest open transaction began, one producer's left out; -1: none is open."""
-        return min((offset for producer_id, offset in self.open.items() if producer_id != without), default=-1)
+    def first_open(self) -> int:
+        """Where the earliest open transaction began; -1: none is open."""
+        return min(self.open.values(), default=-1)
 
     def fold(self, log: PartitionLog, end: int, aborted: Callable[[int, Aborted], object] | None = None) -> None:
         """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells.
@@ -146,19 +146,21 @@ class ProducerStates:
                 self.offset = limit
                 continue  # its header is damaged, and nothing in it can be told from damage
             for batch in _headers(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
-                if batch.attributes & CONTROL:
-                    first = self.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
-                    if aborted is not None and first >= 0 and not is_commit(batch):
-                        aborted(base, (batch.producer_id, first, batch.base_offset))
-                elif batch.producer_id >= 0:
-                    self.count(batch)
+                entry = self.take_in(batch)
+                if entry is not None and aborted is not None:
+                    aborted(base, entry)
             self.offset = limit
 
-    def count(self, batch: Batch) -> None:
-        """Count a batch of a producer's records in."""
-        producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
-        transactional = bool(batch.attributes & TRANSACTIONAL)
-        self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, transactional=transactional)
+    def take_in(self, batch: Batch) -> Aborted | None:
+        """Count a batch of the log in; of a marker that aborts records, what the transaction index has of it."""
+        if batch.attributes & CONTROL:
+            first = self.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
+            return (batch.producer_id, first, batch.base_offset) if first >= 0 and not is_commit(batch) else None
+        if batch.producer_id >= 0:
+            producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
+            transactional = bool(batch.attributes & TRANSACTIONAL)
+            self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, transactional=transactional)
+        return None
 
     def rows(self) -> Iterator[Row]:
         """As a snapshot has them."""
@@ -253,7 +255,10 @@ def save_snapshot(log: PartitionLog, states: ProducerStates) -> None:
 
 
 class BehindError(Exception):
-    """The append has to wait for a fold, which is not done under the lock; nothing was written."""
+    """The append has to wait for a fold, which is not done under the lock: `fold(*arguments)` does it.  Nothing was written."""
+
+    def __init__(self, fold: Callable[..., object], *arguments: object) -> None:
+        self.fold, self.arguments = fold, arguments
 
 
 class ProducerStateManager:
@@ -277,7 +282,7 @@ class ProducerStateManager:
     def answer(self, batch: Pending) -> bool:
         """Whether the batch is in the log already; it then knows where.
 
-        Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: call `catch_up` without the lock, and try again.
+        Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: fold without the lock, and try again.
         """
         if batch.attributes & CONTROL:
             states = self._exact_states()
@@ -312,7 +317,7 @@ class ProducerStateManager:
     def _install(self) -> ProducerStates:
         ahead, log = self._ahead, self._log
         if ahead is None or ahead.epoch != log.epoch:
-            raise BehindError
+            raise BehindError(self.catch_up)
         ahead.fold(log, log.words[END])
         self.states, self._ahead, self.broken_off = ahead, None, False
         return ahead

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 from streamlog._format.batch import CONTROL, SEGMENT_HEADER_SIZE, TRANSACTIONAL, Batch, UnknownVersionError
+from streamlog._log.aborted import AbortedTransactions
 from streamlog._log.partition import PartitionLog
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import BOOT, DEAD, HWM, OPEN, POSITION, SEGMENT, START, TURN
-from streamlog._log.transactions import AbortedTransactions
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
@@ -51,10 +51,6 @@ class LogReader:
         if self.committed:
             return bool(self.log.last_stable_offset > self.offset or words[TURN] != self._turn)
         return bool(words[HWM] > self.offset or words[TURN] != self._turn)
-
-    def is_held_up(self) -> bool:
-        """Whether there are records that an open transaction keeps from this reader."""
-        return self.committed and self.log.last_stable_offset <= self.offset < self.words[HWM]
 
     def hides(self, batch: Batch) -> bool:
         """Whether a batch that `next` returned is shown to nobody: a marker, or aborted records where only `committed` ones are wanted."""
@@ -245,6 +241,11 @@ def end_offset(log: PartitionLog, timeout: float, *, committed: bool = False) ->
     return log.last_stable_offset if committed else log.high_watermark
 
 
+def is_held_up(log: PartitionLog, offset: int) -> bool:
+    """Whether there are records from `offset` on that an open transaction keeps from readers of committed ones."""
+    return log.last_stable_offset <= offset < log.words[HWM]
+
+
 def producer_at(log: PartitionLog, offset: int, timeout: float) -> tuple[int, int]:
     """Producer id and epoch of the batch that holds `offset`; (-1, -1) where there is none."""
     batch = LogReader(log, offset, timeout=timeout).next()
@@ -256,7 +257,8 @@ def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float, *, comm
 
     A sealed segment whose closing index entry says that all is earlier is passed over; inside one the index narrows the scan.
     """
-    stable, aborted = end_offset(log, timeout, committed=committed), AbortedTransactions(log, timeout)
+    stable = end_offset(log, timeout, committed=committed)
+    aborted = AbortedTransactions(log, timeout) if committed else None
     high_watermark = log.high_watermark
     bases = log.segments()
     for base, limit in zip(bases, [*bases[1:], high_watermark]):
@@ -270,7 +272,7 @@ def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float, *, comm
             position, offset = hint, found
         end = min(limit, stable)
         for at, batch in view.batches(position, offset, end, view.size):
-            if batch.max_timestamp >= timestamp_ms and not batch.attributes & CONTROL and not (committed and aborted.has(batch)):
+            if batch.max_timestamp >= timestamp_ms and not batch.attributes & CONTROL and not (aborted and aborted.has(batch)):
                 return _first_at_or_after(batch, timestamp_ms)
             offset, position = batch.next_offset, at + batch.length
         if offset < end:

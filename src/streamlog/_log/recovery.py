@@ -18,7 +18,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, SegmentHeader
-from streamlog._log import epochs, segment, transactions
+from streamlog._log import aborted, epochs, segment
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
     ABORTED_END,
@@ -117,7 +117,7 @@ def after_boot(log: PartitionLog) -> None:
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
     words[OPEN] = 0
-    _, first_open = transactions.recover(log, log.recovery_point)
+    _, first_open = aborted.recover(log, log.recovery_point)
     words[DIRECTORY] = fs.stat(directory).st_ino
     words[HWM] = end
     words[OPEN] = first_open
@@ -231,7 +231,7 @@ def after_death(log: PartitionLog) -> None:
         view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
     _store_words(log, view, position, end)
-    first_open = transactions.recover(log, view.header.base_offset)[1] if transactional else 0
+    first_open = aborted.recover(log, view.header.base_offset)[1] if transactional else 0
     words[HWM] = end
     words[OPEN] = first_open
     words[DIRTY] = 0
@@ -264,7 +264,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
-    _, words[OPEN] = transactions.recover(log, start)
+    _, words[OPEN] = aborted.recover(log, start)
     words[SYNCED] = end
     words[SYNCING] = words[FAILED] = 0
     words[DIRTY] = 0

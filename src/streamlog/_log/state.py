@@ -18,14 +18,15 @@
     SYNCED          everything below it is on the disk                             sync, partition lock
     SYNCING         pid of the process that is syncing                             sync, sync lock
     SYNCED_AT       monotonic ms of the last sync                                  sync, partition lock
-    OPEN            first offset of the earliest open transaction, plus 1; 0: none appender: before the HWM that covers a
-                                                                                   transaction, after the one that ends it
-    ABORTED_END     size of the active segment's transaction index                 appender, before OPEN
+    OPEN            first offset of the earliest open transaction, plus 1; 0: none appender, recovery: before the HWM that covers
+                                                                                   a transaction, after the one that ends it
+    ABORTED_END     size of the active segment's transaction index                 appender, recovery; before OPEN
 
 The last stable offset is the lesser of HWM and OPEN - 1; who wants it loads HWM first (docs/crash-safety.md, "Transactions").
-Readers load HWM, then TURN, and nothing else in the steady state.  All words are stale-safe: a reader that sees an old high
-watermark waits; one that sees an old `turn` sees an old high watermark too.  TURN to DIRTY lie together, so that an appender
-compares what it knows in one step.  The whole file is live state: it counts only for this boot and this inode (H7).
+Readers load HWM, then TURN, and nothing else in the steady state; those of committed records OPEN after HWM.  All words are
+stale-safe: a reader that sees an old high watermark waits; one that sees an old `turn` sees an old high watermark too.  TURN to
+DIRTY lie together, so that an appender compares what it knows in one step.  The whole file is live state: it counts only for this
+boot and this inode (H7).
 """
 
 from __future__ import annotations

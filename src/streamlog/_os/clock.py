@@ -37,3 +37,8 @@ class Clock:
     def advance(self, ms: int) -> None:
         """Move the clocks of every process of the cluster forward."""
         self._words[self._offset_index] += ms
+
+
+def left(deadline: float) -> float:
+    """Seconds until a deadline of `monotonic`; 0 after it."""
+    return max(0.0, deadline - monotonic())

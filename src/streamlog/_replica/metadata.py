@@ -24,7 +24,7 @@ from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.state import FAILED, HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
 from streamlog.config import TopicConfig
-from streamlog.errors import InvalidTopicError, StreamlogTimeoutError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
 
@@ -132,10 +132,8 @@ class Metadata(Fold):
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack
 
-        if self._is_folding():
-            raise StreamlogTimeoutError("a signal handler, or a finalizer, inside the fold of the metadata cannot decide on it; try again after it")
         self.log.catch_up(timeout)
-        self.refresh(timeout)
+        self.catch_up(timeout)
         records = decide()
         if records:
             batch = Pending()

@@ -20,9 +20,8 @@ from streamlog._format import names
 from streamlog._format import transaction_index as index_format
 from streamlog._log import segment
 from streamlog._log.producer_state import newest_snapshot
-from streamlog._log.state import ABORTED_END, END, FENCES, HWM, OPEN, TURN
+from streamlog._log.state import ABORTED_END, END, EPOCH, HWM, OPEN, SALT, SEGMENT, TURN
 from streamlog._os import files, process
-from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, FileSystem
 from streamlog._os.locks import under
 from streamlog.errors import CorruptRecordError, StorageFullError
@@ -31,9 +30,13 @@ _LOOKS = 4  # without the lock: each fails only if a segment was rolled meanwhil
 _INFINITE = 2**63
 
 
+def _path(directory: str, base_offset: int) -> str:
+    return f"{directory}/{names.transaction_index(base_offset)}"
+
+
 def create_index(fs: FileSystem, directory: str, base_offset: int, salt: int) -> int:
     """Begin the transaction index of a segment that has no batch yet; returns its size."""
-    path, data = f"{directory}/{names.transaction_index(base_offset)}", index_format.header(salt, base_offset)
+    path, data = _path(directory, base_offset), index_format.header(salt, base_offset)
     fd = fs.open(path, O_RDWR | O_CREAT | O_TRUNC)
     try:
         fs.pwrite(fd, data, 0, path)
@@ -42,9 +45,21 @@ def create_index(fs: FileSystem, directory: str, base_offset: int, salt: int) ->
     return len(data)
 
 
+def append_entry(log: PartitionLog, entry: Aborted) -> None:
+    """Add to the active segment's index; the file is opened for it: aborts are rare.  Under the partition's lock."""
+    words = log.words
+    path, at, data = _path(log.directory, words[SEGMENT]), words[ABORTED_END], index_format.encode(words[SALT], [entry])
+    fd = log.fs.open(path, O_RDWR)
+    try:
+        log.fs.pwrite(fd, data, at, path)
+    finally:
+        log.fs.close(fd)
+    words[ABORTED_END] = at + len(data)
+
+
 def read_index(log: PartitionLog, base_offset: int) -> list[Aborted] | None:
     """The entries of a segment's transaction index; None where it is missing or damaged.  Raises CorruptRecordError (the segment)."""
-    path = f"{log.directory}/{names.transaction_index(base_offset)}"
+    path = _path(log.directory, base_offset)
     try:
         data = files.read_file(log.fs, path)
         salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base_offset)}").salt
@@ -68,7 +83,7 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
     """
     words, bases = log.words, _from(log, start)
     found: dict[int, list[Aborted]] = {base: [] for base in bases}
-    states = newest_snapshot(log, min(bases[0], words[END]))
+    states = newest_snapshot(log, bases[0])
     states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
     words[ABORTED_END] = 0
     for base, entries in found.items():
@@ -76,7 +91,7 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
             size = _replace_index(log, base, entries, synced=base != bases[-1])  # a sealed one may lie below the recovery point
             if base == bases[-1]:
                 words[ABORTED_END] = size
-    words[FENCES] = max(words[FENCES] + 1, monotonic_ns())
+    log.store_fences()
     first_open = states.first_open() + 1
     if first_open and not 0 < words[OPEN] < first_open:
         words[OPEN] = first_open
@@ -85,7 +100,7 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
 
 def _replace_index(log: PartitionLog, base: int, entries: list[Aborted], *, synced: bool) -> int:
     """Write a segment's index aside and rename it; returns its size, 0 where it cannot be made."""
-    path = f"{log.directory}/{names.transaction_index(base)}"
+    path = _path(log.directory, base)
     try:
         salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
         data = index_format.header(salt, base) + index_format.encode(salt, entries)
@@ -113,15 +128,15 @@ def check_active_index(log: PartitionLog) -> None:
     """Make sure that the active segment has its index, whole up to where the words say.  Under the partition's lock."""
     words = log.words
     try:
-        size = log.fs.stat(f"{log.directory}/{names.transaction_index(log.base_offset)}").st_size
+        size = log.fs.stat(_path(log.directory, words[SEGMENT])).st_size
         if size == words[ABORTED_END]:
             return
     except FileNotFoundError:
         pass
-    if words[END] == log.base_offset:
-        words[ABORTED_END] = create_index(log.fs, log.directory, log.base_offset, log._salt)
+    if words[END] == words[SEGMENT]:
+        words[ABORTED_END] = create_index(log.fs, log.directory, words[SEGMENT], words[SALT])
     else:
-        _, words[OPEN] = recover(log, log.base_offset)
+        _, words[OPEN] = recover(log, words[SEGMENT])
     if not words[ABORTED_END]:
         raise StorageFullError(f"{log.directory}: there is no room for a transaction index")
 
@@ -129,19 +144,19 @@ def check_active_index(log: PartitionLog) -> None:
 class AbortedTransactions:
     """What a reader knows of the aborted transactions from its segment on.  Belongs to the reader's thread."""
 
-    __slots__ = ("_log", "_ranges", "_size", "_timeout", "_turn", "until")
+    __slots__ = ("_epoch", "_last", "_log", "_ranges", "_size", "_timeout", "_turn", "_until")
 
     def __init__(self, log: PartitionLog, timeout: float) -> None:
         self._log, self._timeout = log, timeout
         self._ranges: dict[int, list[tuple[int, int]]] = {}  # by producer id: first offset and marker, in order
-        self._turn = -1
-        self._size = 0  # bytes of the active segment's index that are known
-        self.until = 0
-        """Records below it are known to be committed or aborted."""
+        self._turn = self._epoch = -1  # of the log, at the last look
+        self._last = -1  # the segment that was active then: the indexes of those before it do not change within an epoch
+        self._size = 0  # bytes of its index that are known
+        self._until = 0  # records below it are known to be committed or aborted
 
     def has(self, batch: Batch) -> bool:
         """Whether a transactional batch below the last stable offset was aborted."""
-        if batch.base_offset >= self.until:
+        if batch.base_offset >= self._until:
             self._learn(batch.base_offset)
         ranges = self._ranges.get(batch.producer_id, ())
         at = bisect_right(ranges, (batch.base_offset, _INFINITE)) - 1
@@ -157,14 +172,16 @@ class AbortedTransactions:
         """Take in what is new; False where the segments changed, or an index is not there."""
         log, words = self._log, self._log.words
         until = log.last_stable_offset  # before the index: what ended below it has its entry
-        turn, size = words[TURN], words[ABORTED_END]
+        turn, epoch, size = words[TURN], words[EPOCH], words[ABORTED_END]
         if turn != self._turn:
-            self._turn, self._ranges, self.until = -1, {}, 0
-            for base in _from(log, offset):
+            self._until, self._turn = 0, -1
+            self._forget_before(offset, known=epoch == self._epoch)
+            for base in [base for base in _from(log, offset) if base >= self._last]:
                 entries = read_index(log, base)
                 if entries is None:
                     return False
                 self._add(entries)
+                self._last = base
                 size = index_format.HEADER.size + len(entries) * index_format.ENTRY.size  # the word may be the former segment's yet
         elif size != self._size:
             try:
@@ -174,16 +191,22 @@ class AbortedTransactions:
         if words[TURN] != turn:
             self._turn = -1
             return False
-        self._turn, self._size, self.until = turn, size, until
+        self._turn, self._epoch, self._size, self._until = turn, epoch, size, until
         return True
+
+    def _forget_before(self, offset: int, *, known: bool) -> None:
+        """Drop what the reader has passed, or everything unless it is still `known` to be right."""
+        if not known:
+            self._ranges, self._last = {}, -1
+        ranges = ((producer_id, [each for each in found if each[1] > offset]) for producer_id, found in self._ranges.items())
+        self._ranges = {producer_id: found for producer_id, found in ranges if found}
 
     def _read_active(self, size: int) -> list[Aborted]:
         """What was added.  Raises ValueError where that is not there, or damaged."""
         log = self._log
         if size < self._size:
             raise ValueError("it was begun anew")
-        base = log.segments()[-1]
-        path = f"{log.directory}/{names.transaction_index(base)}"
+        path = _path(log.directory, self._last)
         fd = log.fs.open(path, O_RDWR)
         try:
             data = log.fs.pread(fd, size - self._size, self._size, path)
@@ -191,21 +214,21 @@ class AbortedTransactions:
             log.fs.close(fd)
         if len(data) != size - self._size:
             raise ValueError("the file is shorter")
-        return index_format.decode_entries(data, segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt)
+        return index_format.decode_entries(data, segment.read_header(log.fs, f"{log.directory}/{names.log(self._last)}").salt)
 
     def _learn_in_peace(self, offset: int) -> None:
         """Under the partition's lock: what is missing is made anew; it counts, whether there is room for the file or not."""
         log = self._log
         log.look_again()
-        self._turn = -1
+        self._turn = self._epoch = -1
         if not self._try_to_learn(offset):
-            self._ranges, self.until = {}, 0
+            self._forget_before(offset, known=False)
             entries, log.words[OPEN] = recover(log, offset)
             self._add(entries)
-            self.until = log.last_stable_offset  # `_turn` stays: where there was no room for the files the next look makes them
+            self._until = log.last_stable_offset  # `_turn` stays: where there was no room for the files the next look makes them
 
     def _add(self, entries: Iterable[Aborted]) -> None:
         for producer_id, first, last in entries:
             ranges = self._ranges.setdefault(producer_id, [])
-            if not ranges or ranges[-1] < (first, last):  # an entry may stand there twice
+            if not ranges or ranges[-1] < (first, last):  # an entry may stand there twice, or be read again
                 ranges.append((first, last))
