@@ -419,17 +419,16 @@ class Producer(Accumulator):
             manager.send_offsets(*sent, seconds)
 
     def _offsets_to_send(self, offsets: Any, sender: GroupMetadata | None, seconds: float) -> tuple[Offsets, Noted, GroupMetadata]:
-        from streamlog._client.inputs import checked_offsets
+        from streamlog._client.inputs import checked_offsets, checked_sender
         from streamlog._client.offsets import by_topic_id
-        from streamlog.types import GroupMetadata
 
         of_consumer = hasattr(offsets, "_for_transaction")
-        if of_consumer == (sender is not None) or not isinstance(sender, (GroupMetadata, type(None))):
-            raise ConfigurationError(f"send_offsets({offsets!r}, {sender!r}): a consumer, or offsets and the consumer's group_metadata(), are wanted")
+        if of_consumer == (sender is not None):
+            raise ConfigurationError("send_offsets takes a consumer alone, or offsets and the consumer's group_metadata()")
         if of_consumer:
             found: tuple[Offsets, Noted, GroupMetadata] = offsets._for_transaction()
             return found
-        assert sender is not None
+        sender = checked_sender(sender)
         self._home.refresh(seconds)
         checked = checked_offsets(offsets, self._metadata)
         return by_topic_id(checked, self._metadata, self._now_ms()), dict.fromkeys(checked, sender.generation), sender

@@ -109,7 +109,7 @@ def test_epochs_and_boots_that_end() -> None:
     assert apply(done, End(7, 3, LAST_EPOCH, True, 50, 50)) == done, "its producer asks again"
     idle = apply(Transaction("x"), INIT)
     assert apply(idle._replace(epoch=LAST_EPOCH), INIT._replace(new_producer_id=9))[2:4] == (9, 0)
-    assert apply(idle, INIT._replace(boot=2, new_producer_id=9))[2:4] == (9, 0), "H31: after a reboot data may know epochs that the log lost"
+    assert apply(idle, INIT._replace(run=2, new_producer_id=9))[2:4] == (9, 0), "H31: after a reboot data may know epochs that the log lost"
 
 
 owners, epochs = st.sampled_from([7, 8]), st.integers(0, 3)

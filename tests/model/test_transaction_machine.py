@@ -227,7 +227,9 @@ class Machine:
 
     def is_open(self, value: bytes) -> bool:
         transaction = self.values[value]
-        return transaction is not None and self.statuses[transaction] == OPEN and any(w.transaction == transaction for w in [*self.writers, *self.zombies])
+        if transaction is None or self.statuses[transaction] != OPEN:
+            return False
+        return any(writer.transaction == transaction for writer in [*self.writers, *self.zombies])
 
     def finish(self) -> None:
         """In the end every transaction is seen whole, or not at all."""

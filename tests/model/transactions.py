@@ -258,25 +258,22 @@ class Commits:
                 yield f"{name} passes {p} over", s._replace(helpers=to(marked=helper.marked | {p}))
                 continue
             partition = self.marked(s, p, found)
-            if partition is None:
-                yield f"{name} is late at {p}", s._replace(helpers=to(found=None, marked=frozenset(), empty=frozenset()))
-            else:
-                yield f"{name} marks {p}", s._replace(partitions=put(s.partitions, p, partition), helpers=to(marked=helper.marked | {p}))
+            yield f"{name} marks {p}", s._replace(partitions=put(s.partitions, p, partition), helpers=to(marked=helper.marked | {p}))
         if helper.marked >= {p for _, p in found.partitions}:
             after = self.completed(transaction, found)
             yield f"{name} completes", s._replace(
                 transaction=after or transaction, helpers=to(found=None, marked=frozenset(), empty=frozenset())
             )  # fmt: skip
 
-    def marked(self, s: State, p: int, found: Transaction) -> Partition | None:
-        """A partition after a marker came; None: it was refused."""
+    def marked(self, s: State, p: int, found: Transaction) -> Partition:
+        """A partition after a marker came."""
         partition = s.partitions[p]
         if "marker-above" in self.rules and "epoch-rises" in self.rules:
             try:
                 if not partition.states().check_marker(PRODUCER, found.epoch):
                     return partition
             except InvalidProducerEpochError:
-                return None
+                return partition  # it comes too late
         decided = dict(s.decided)
         for epoch in partition.records:
             if decided.get(epoch) != found.ended[2]:

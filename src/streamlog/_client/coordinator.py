@@ -201,12 +201,15 @@ class Coordinator:
         if not pending or self.offsets.is_inside():
             return
         group = self.file.load()
-        senders = {(producer_id, "" if committed is None else committed.member_id)
-                   for held in list(pending.values()) for producer_id, (committed, _) in list(held.items())}  # fmt: skip
-        for producer_id, member_id in senders:
+        senders = {
+            (producer_id, held.epoch, "" if held.committed is None else held.committed.member_id)
+            for by_producer in list(pending.values())
+            for producer_id, held in list(by_producer.items())
+        }
+        for producer_id, epoch, member_id in senders:
             gone = bool(member_id) and (group is None or member_id not in group.members)
             try:
-                self._transactions.end_for_member(producer_id, gone=gone, timeout=timeout)
+                self._transactions.end_for_member(self.offsets.log, producer_id, epoch, gone=gone, timeout=timeout)
             except StreamlogError:
                 pass  # some partition of it does not take its marker: these offsets are decided all the same, or stay pending
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.cursor import Cursor
 from streamlog._log.reader import LogReader, end_offset, find_timestamp, is_held_up
-from streamlog._log.state import POSITION
+from streamlog._log.state import OPEN, POSITION
 from streamlog._os.clock import monotonic
 from streamlog._os.wake import MAX_BELLS, Bell, Waiter
 from streamlog._replica.home import Home
@@ -325,9 +325,14 @@ class Fetcher:
             self.see_to_transaction(log)
 
     def see_to_transaction(self, log: PartitionLog) -> None:
-        """Whoever is held up ends what a dead or late producer left open."""
+        """Whoever is held up ends what dead or late producers left open, one after the other."""
+        until = monotonic() + _PATIENCE
         try:
-            self._look_into(log, _PATIENCE)
+            while log.words[OPEN]:
+                before = log.last_stable_offset
+                self._look_into(log, _PATIENCE)
+                if log.last_stable_offset == before or monotonic() > until:
+                    break
         except StreamlogError:
             pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
 

@@ -17,7 +17,7 @@ from streamlog.errors import (
     SerializationError,
     UnknownTopicOrPartitionError,
 )
-from streamlog.types import OffsetAndMetadata, TopicPartition
+from streamlog.types import GroupMetadata, OffsetAndMetadata, TopicPartition
 
 
 def to_bytes(what: str, given: Any, serializer: Callable[[Any], Any] | None) -> bytes | None:
@@ -51,8 +51,10 @@ def check_timestamp(timestamp_ms: Any) -> None:
 
 def check_timeout(timeout: Any) -> None:
     """Raise ConfigurationError unless this is a number of seconds, or None."""
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0):
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout <= float("inf")):
         raise ConfigurationError(f"timeout={timeout!r}: seconds from 0, or None, are wanted")
+    if timeout is not None and 1e12 < timeout < float("inf"):
+        raise ConfigurationError("timeout: at most 10**12 seconds, or None, are wanted")
 
 
 def check_partition(target: Target, partition: Any) -> int:
@@ -119,6 +121,17 @@ def checked_offsets(offsets: Any, metadata: Metadata) -> dict[TopicPartition, Of
         if not 0 <= tp.partition < metadata.topic(tp.topic).partitions:
             raise UnknownTopicOrPartitionError(f"there is no partition {tp.partition} of topic {tp.topic!r}")
     return checked
+
+
+def checked_sender(sender: Any) -> GroupMetadata:
+    """What `Consumer.group_metadata()` gives.  Raises ConfigurationError."""
+    if isinstance(sender, GroupMetadata) and isinstance(sender.generation, int):
+        try:
+            "".join((sender.group_id, sender.member_id, sender.group_instance_id or "")).encode()
+            return sender
+        except (TypeError, UnicodeEncodeError):
+            pass
+    raise ConfigurationError(f"group_metadata={sender!r}: what Consumer.group_metadata() gives is wanted")
 
 
 def _checked_offset(given: Any) -> OffsetAndMetadata:

@@ -7,7 +7,7 @@ from streamlog._coord.transaction import Expire, Fence, Transaction, apply
 from streamlog._log.aborted import open_transactions
 from streamlog._log.partition import PartitionLog
 from streamlog._os.clock import left, monotonic
-from streamlog.errors import StreamlogError, TransactionalIdNotFoundError
+from streamlog.errors import ConfigurationError, StreamlogError, TransactionalIdNotFoundError
 from streamlog.types import HangingTransaction, TopicPartition, TransactionDescription, TransactionListing
 
 
@@ -19,6 +19,8 @@ def listing(coordinator: TransactionCoordinator, timeout: float) -> list[Transac
 
 def existing(coordinator: TransactionCoordinator, transactional_id: str, timeout: float) -> Transaction:
     """An id that somebody used.  Raises TransactionalIdNotFoundError."""
+    if not isinstance(transactional_id, str):
+        raise ConfigurationError(f"transactional_id={transactional_id!r}: a name is wanted")
     if coordinator.states.partitions:
         found = coordinator.current(transactional_id, timeout)
         if found.producer_id >= 0:
@@ -89,6 +91,8 @@ def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:
                 _expire(coordinator, now, timeout)
         except StreamlogError as error:
             trouble = trouble or error
+    for each in hanging(coordinator, timeout):
+        end_hanging(coordinator, each.topic, each.partition, each.first_offset, timeout)
     if trouble is not None:
         raise trouble
 

@@ -36,6 +36,7 @@ from streamlog.errors import (
     CorruptRecordError,
     InvalidProducerEpochError,
     StreamlogError,
+    StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
 )
 
@@ -147,7 +148,7 @@ class TransactionCoordinator:
         deadline = monotonic() + timeout
         while True:
             found = self.settled(transactional_id, left(deadline))
-            if event.new_producer_id < 0 and needs_producer_id(found, event.boot):
+            if event.new_producer_id < 0 and needs_producer_id(found, event.run):
                 event = event._replace(new_producer_id=self.home.new_producer_id(left(deadline)))
             try:
                 return self.change(transactional_id, left(deadline), partial(_initialised, event=event))
@@ -160,6 +161,8 @@ class TransactionCoordinator:
         deadline = monotonic() + timeout
         found = self.current(transactional_id, timeout)
         while found.unmarked is not None:
+            if monotonic() > deadline:
+                raise StreamlogTimeoutError(f"waited {timeout:g} s for transactional_id={transactional_id!r}, which is {found.state}")
             found = self.carry_on(found, left(deadline), abort=True)
         return found
 
@@ -201,7 +204,7 @@ class TransactionCoordinator:
                 if log is not None:
                     log.append(Marker(found.ended.producer_id, found.epoch, self.clock.now_ms(), commit=found.ended.commit), left(deadline))
             except InvalidProducerEpochError:
-                return self.current(found.transactional_id, left(deadline))  # others have finished, and the producer went on
+                continue  # others have finished here, and the producer went on; if it did so everywhere Complete is refused
             except UnknownTopicOrPartitionError:
                 continue  # deleted meanwhile
             except StreamlogError as error:
@@ -282,18 +285,20 @@ class TransactionCoordinator:
         outcome = "committed, as its transactional id says" if commit else "aborted"
         logging.getLogger("streamlog").warning("a hanging transaction of producer %s epoch %s in %s was %s", producer_id, epoch, log.name, outcome)
 
-    def end_for_member(self, producer_id: int, *, gone: bool, timeout: float) -> None:
-        """Offsets of this producer are pending, and somebody waits for them: see that they do not stay so (H37).
+    def end_for_member(self, log: PartitionLog, producer_id: int, epoch: int, *, gone: bool, timeout: float) -> None:
+        """Offsets in `log` are pending in this transaction, and somebody waits for them: see that they do not stay so (H37).
 
         If the member that sent them is `gone` from its group, the transaction goes with it.
         """
         found = self.of_producer(producer_id, timeout)
-        if found is not None:
+        if found is not None and found.unmarked == (producer_id, epoch):
             self.carry_on(found, timeout, abort=gone)
+        else:
+            self.end_hanging(log, producer_id, epoch, timeout)  # writes nothing if its marker is there, which is the usual case
 
 
 def _initialised(found: Transaction, event: Init) -> Transaction:
     """The id after the event, if that has the producer id that it needs."""
-    if event.new_producer_id < 0 and needs_producer_id(found, event.boot):
+    if event.new_producer_id < 0 and needs_producer_id(found, event.run):
         raise ConcurrentTransactionsError(f"transactional_id={found.transactional_id!r} went on meanwhile")
     return apply(found, event)

@@ -12,11 +12,11 @@ batch of the transaction, with all others that have records waiting, in one reco
 from __future__ import annotations
 
 import weakref
-from _thread import RLock
+from _thread import RLock, allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from streamlog._client.batch import RecordBatch
@@ -77,6 +77,7 @@ class TransactionManager:
         self._owner = 0
         self._following = (-1, -1)  # producer id and epoch of the next transaction
         self._lock = RLock()  # for registering, for sending offsets, and for what must not happen meanwhile
+        self._end_lock = allocate_lock()  # held by who ends the transaction
         self._registered: frozenset[Partition] = frozenset()
         self._begun = False  # something was, or may have been, registered
         self._offsets_next: dict[int, int] = {}  # sequences in `__consumer_offsets`, by partition
@@ -94,7 +95,7 @@ class TransactionManager:
             self._finalizer.atexit = False  # the kernel does it
         event = Init(
             self._owner, process.pid(), config.client_id, config.transaction_timeout_ms, config.durability == "fsync",
-            self._coordinator.home.fs.boot_id(), self._clock.now_ms(),
+            self._coordinator.home.run_id, self._clock.now_ms(),
         )  # fmt: skip
         self._follow(self._coordinator.init(self._id, event, timeout))
         self.state = READY
@@ -110,7 +111,9 @@ class TransactionManager:
 
     def commit(self, timeout: float) -> None:
         """Write what was sent, then make all of it count."""
-        deadline = monotonic() + timeout
+        self._alone("commit_transaction", self._commit, monotonic() + timeout)
+
+    def _commit(self, deadline: float) -> None:
         self._expect("commit_transaction", IN_TRANSACTION, FLUSHING, COMMITTING)
         if self.state != COMMITTING:
             if any(writer.transaction == self.number for writer in self.writers):
@@ -126,14 +129,17 @@ class TransactionManager:
                     self.state = IN_TRANSACTION
                     self._producer.accept(True)
                 raise
-            if self.error is not None:
-                raise self.error
-            self.state = COMMITTING
+            with self._lock:
+                if self.error is not None:
+                    raise self.error
+                self.state = COMMITTING
         self._end(deadline, commit=True)
 
     def abort(self, timeout: float) -> None:
         """Drop what is not written yet; what is written never counts."""
-        deadline = monotonic() + timeout
+        self._alone("abort_transaction", self._abort, monotonic() + timeout)
+
+    def _abort(self, deadline: float) -> None:
         self._expect("abort_transaction", IN_TRANSACTION, FLUSHING, ABORTABLE_ERROR, ABORTING)
         with self._lock:
             self._producer.end_batches()
@@ -142,6 +148,18 @@ class TransactionManager:
         self._producer.drop_waiting()
         self._producer.flush(left(deadline))
         self._end(deadline, commit=False)
+
+    def _alone(self, what: str, function: Callable[[float], None], deadline: float) -> None:
+        """Neither another thread, nor a callback inside, ends the transaction meanwhile."""
+        held: list[bool] = []
+        try:  # the idiom of `locks.under` (H14)
+            held.extend(map(self._end_lock.acquire, (False,)))
+            if not held[0]:
+                raise InvalidTxnStateError(f"{what} is not possible: the transaction is being ended by another call")
+            function(deadline)
+        finally:
+            if True in held:
+                self._end_lock.release()
 
     def _end(self, deadline: float, *, commit: bool) -> None:
         """Prepare, the commit point; then markers and Complete, which anybody else would write if we could not."""
@@ -164,7 +182,7 @@ class TransactionManager:
     def _ended(self, found: Transaction, event: End) -> Transaction:
         """The id after its End; the same where nothing came to be registered."""
         mine = (found.owner, found.producer_id, found.epoch) == event[:3]
-        return found if mine and found.unmarked is None else apply(found, event)
+        return found if mine and found.unmarked is None and not self._registered else apply(found, event)
 
     def close(self, timeout: float) -> None:
         """Abort what is open, and let the id go."""
@@ -173,8 +191,8 @@ class TransactionManager:
                 self.abort(timeout)
             elif self.state == COMMITTING:
                 self.commit(timeout)
-        except FencedError:
-            pass  # others have ended it, or will
+        except (FencedError, InvalidTxnStateError):
+            pass  # others have ended it, or will; or another thread is at it
         finally:
             self.state = FATAL_ERROR
             if self._finalizer is not None:

@@ -59,6 +59,14 @@ class GroupMetadata(NamedTuple):
     patterns: dict[str, int]
 
 
+class Held(NamedTuple):
+    """An offset in an open transaction: the producer's epoch, and where its batch stands in the log."""
+
+    committed: CommittedOffset | None
+    at: int
+    epoch: int
+
+
 class GroupOffsets:
     """A group in the fold."""
 
@@ -67,8 +75,8 @@ class GroupOffsets:
     def __init__(self, metadata: GroupMetadata | None = None) -> None:
         self.metadata = metadata
         self.offsets: dict[Place, CommittedOffset] = {}
-        self.pending: dict[Place, dict[int, tuple[CommittedOffset | None, int]]] = {}
-        """What open transactions hold: by producer id, with the offset of its batch in the log."""
+        self.pending: dict[Place, dict[int, Held]] = {}
+        """What open transactions hold, by producer id."""
 
 
 def commit_record(group_id: str, topic_id: bytes, partition: int, committed: CommittedOffset | None) -> tuple[list[Any], list[Any] | None]:
@@ -137,7 +145,7 @@ class OffsetsLog(Fold):
                 committed = None if value is None else CommittedOffset(*value)
                 if batch.attributes & TRANSACTIONAL:
                     self._open.setdefault(batch.producer_id, set()).add((group_id, place))
-                    group.pending.setdefault(place, {})[batch.producer_id] = committed, batch.base_offset
+                    group.pending.setdefault(place, {})[batch.producer_id] = Held(committed, batch.base_offset, batch.producer_epoch)
                 else:
                     self._commit(group, place, committed, batch.base_offset)
             self._drop_empty(group_id)
@@ -162,7 +170,7 @@ class OffsetsLog(Fold):
             group.offsets[place] = committed
         held = group.pending.get(place)
         if held:
-            for producer_id in [producer_id for producer_id, (_, older) in held.items() if older < at]:
+            for producer_id in [producer_id for producer_id, older in held.items() if older.at < at]:
                 del held[producer_id]
             if not held:
                 del group.pending[place]
@@ -173,7 +181,7 @@ class OffsetsLog(Fold):
             group = self._group(group_id)
             held = group.pending.get(place, {})
             if commit and producer_id in held:
-                self._commit(group, place, *held[producer_id])
+                self._commit(group, place, held[producer_id].committed, held[producer_id].at)
             held.pop(producer_id, None)
             if not held:
                 group.pending.pop(place, None)
@@ -199,9 +207,10 @@ class OffsetsLog(Fold):
         for group_id, metadata, offsets, pending in packed:
             group = self._groups[group_id] = GroupOffsets(None if metadata is None else GroupMetadata(*metadata))
             group.offsets = {(topic_id, partition): CommittedOffset(*committed) for topic_id, partition, committed in offsets}
-            for topic_id, partition, producer_id, committed, at in pending:
+            for topic_id, partition, producer_id, committed, at, epoch in pending:
                 place = topic_id, partition
-                group.pending.setdefault(place, {})[producer_id] = (None if committed is None else CommittedOffset(*committed)), at
+                held = Held(None if committed is None else CommittedOffset(*committed), at, epoch)
+                group.pending.setdefault(place, {})[producer_id] = held
                 self._open.setdefault(producer_id, set()).add((group_id, place))
 
 

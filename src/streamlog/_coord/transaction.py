@@ -48,7 +48,7 @@ class Transaction(NamedTuple):
     producer_id: int = -1
     epoch: int = -1  # of the transaction that is open; once it is prepared, of its markers and of the next transaction
     owner: int = NOBODY
-    boot: int = 0  # in which the producer id was given (H31)
+    run: int = 0  # of the live state (`run/`) in which the producer id was given: another after a reboot, and in a copy (H31)
     pid: int = 0
     client_id: str = ""
     timeout_ms: int = 0
@@ -79,7 +79,7 @@ class Init(NamedTuple):
     client_id: str
     timeout_ms: int
     synced: bool
-    boot: int
+    run: int
     now_ms: int
     new_producer_id: int = -1
 
@@ -176,19 +176,19 @@ def is_still_that_prepare(transaction: Transaction, event: Complete) -> None:
 # ---- effects ---------------------------------------------------------------------------------------------------------------
 
 
-def needs_producer_id(transaction: Transaction, boot: int) -> bool:
-    """Whether `Init` takes a new producer id: the first time, after a reboot (a power cut may have lost states that data knows), or where
+def needs_producer_id(transaction: Transaction, run: int) -> bool:
+    """Whether `Init` takes a new producer id: the first time; after a reboot, or in a copy (states that data knows may be lost); or where
     the epochs are used up.
     """
-    return transaction.producer_id < 0 or transaction.boot != boot or transaction.epoch >= LAST_EPOCH
+    return transaction.producer_id < 0 or transaction.run != run or transaction.epoch >= LAST_EPOCH
 
 
 def _init(transaction: Transaction, event: Init) -> Transaction:
     producer_id, epoch = transaction.producer_id, transaction.epoch + 1
-    if needs_producer_id(transaction, event.boot):
+    if needs_producer_id(transaction, event.run):
         producer_id, epoch = event.new_producer_id, 0
     return transaction._replace(
-        state=EMPTY, producer_id=producer_id, epoch=epoch, owner=event.owner, boot=event.boot, pid=event.pid, client_id=event.client_id,
+        state=EMPTY, producer_id=producer_id, epoch=epoch, owner=event.owner, run=event.run, pid=event.pid, client_id=event.client_id,
         timeout_ms=event.timeout_ms, synced=event.synced, updated_ms=event.now_ms,
     )  # fmt: skip
 

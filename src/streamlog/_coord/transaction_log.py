@@ -2,7 +2,7 @@
 
 Keys and values are msgpack arrays; the last record of a key counts, one without a value takes it away (state Dead).
 
-    ["Transaction", transactional id]   [state, producer id, epoch, owner, boot, pid, client id, timeout (ms), deadline (monotonic ms),
+    ["Transaction", transactional id]   [state, producer id, epoch, owner, run, pid, client id, timeout (ms), deadline (monotonic ms),
                                          started (ms), updated (ms), synced, [producer id, epoch, commits] of the last one prepared,
                                          [[topic id, partition], …]]
 """

@@ -570,7 +570,7 @@ class PartitionLog:
         words, end = self.words, self.words[HWM]
         while words[SYNCED] < end:
             if words[FAILED]:
-                raise DiskFailedError(f"{self.name}: a sync failed; open the cluster again")
+                self.catch_up(timeout)  # an opener recovers; who was there when it failed is refused
             under(self.sync_lock, timeout, self._sync, end, timeout)
 
     def _sync(self, end: int, timeout: float) -> None:
@@ -610,7 +610,7 @@ class PartitionLog:
     def _sync_files(self) -> None:
         """Older segments from the recovery point, the directory, then the active segment (H29)."""
         bases = self.segments()
-        first = max(0, bisect_right(bases, self.words[SYNCED]) - 1)
+        first = max(0, bisect_right(bases, self.words[SYNCED] - 1) - 1)  # what is derived from a segment that ends there may not be on it
         for base in bases[first:-1]:
             recovery.sync_file(self, base)
         path, inode = f"{self.directory}/{names.log(bases[-1])}", self.words[INODE]

@@ -117,7 +117,7 @@ def after_boot(log: PartitionLog) -> None:
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
     words[OPEN] = 0
-    _, first_open = aborted.recover(log, log.recovery_point)
+    _, first_open = aborted.recover(log, max(log.recovery_point - 1, 0))
     words[DIRECTORY] = fs.stat(directory).st_ino
     words[HWM] = end
     words[OPEN] = first_open

@@ -41,7 +41,7 @@ from streamlog.errors import (
 FORMAT_VERSION = 1
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
-_CLOCK, _BELL, _NEXT_ID, _END_ID, _PROCESSES = 8, 9, 10, 11, 64  # words of cluster.state
+_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _PROCESSES = 8, 9, 10, 11, 12, 64  # words of cluster.state
 _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
 _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
@@ -195,6 +195,7 @@ class Home:
             self._page, identity = mapping.open_page(self.fs, path)
         for number in range(self._page.size // 8):
             self._page.words[number] = 0
+        self._page.words[_RUN_ID] = int.from_bytes(process.random_bytes(8), "little") >> 1
         self._page.map[: _STATE.size] = self._state_header(identity)
 
     def _make_cluster(self) -> None:
@@ -264,6 +265,11 @@ class Home:
                 self._process = number
                 return
         raise StreamlogTimeoutError(f"{self.path} is open in {_MAX_PROCESSES} processes already")
+
+    @property
+    def run_id(self) -> int:
+        """A number drawn when the live state was made: another one after a reboot, in a copy, and where `run/` was lost."""
+        return self._page.words[_RUN_ID]
 
     def processes(self) -> tuple[int, ...]:
         """Pids of the processes that have the cluster open."""
