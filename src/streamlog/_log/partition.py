@@ -586,6 +586,7 @@ class PartitionLog:
         try:
             self._sync_files()
         except OSError as error:
+            self._may_recover_failure = False  # who sees it stops (H30)
             words[FAILED] = 1
             words[SYNCING] = 0
             raise DiskFailedError(f"sync of {self.name}: {error}; it refuses writes until the cluster is opened again") from error

@@ -71,6 +71,12 @@ class MemoryFileSystem(LocalFileSystem):
     def _listing(self, path: str) -> dict[str, Inode]:
         return {entry.name: entry.inode() for entry in os.scandir(path)}
 
+    def write_back(self, chance: random.Random, share: float) -> None:
+        """The kernel writes pages of some files back by itself, as it may at any time."""
+        for inode, fd in list(self._held.items()):
+            if inode not in self._lost and chance.random() < share:
+                self._synced[inode] = _content(fd)
+
     def crash(self, seed: int, target: str) -> MemoryFileSystem:
         """What is on the disk after a power cut, in the new directory `target`; printed seeds bring a failure back."""
         chance = random.Random(seed)
