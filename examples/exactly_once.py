@@ -29,22 +29,18 @@ COMMITTED: dict[str, Any] = {"isolation_level": "read_committed", "auto_offset_r
 
 
 def enrich(location: str, name: str) -> None:
-    """A worker: until it is killed."""
-    with streamlog.open(location) as log:
-        while True:
-            with (
-                log.producer(transactional_id=name, key_serializer="str", value_serializer="msgpack") as producer,
-                log.consumer("flights", group_id="enrichers", enable_auto_commit=False, value_deserializer="msgpack", **COMMITTED) as consumer,
-            ):
-                try:
-                    work(producer, consumer)
-                except streamlog.ProducerFencedError:
-                    pass  # somebody has taken this name over, or took us for dead: begin anew
+    """A worker: until it is killed.  Whatever it cannot mend ends it; started again it goes on where its last transaction ended."""
+    with (
+        streamlog.open(location) as log,
+        log.producer(transactional_id=name, key_serializer="str", value_serializer="msgpack") as producer,
+        log.consumer("flights", group_id="enrichers", enable_auto_commit=False, value_deserializer="msgpack", **COMMITTED) as consumer,
+    ):
+        work(producer, consumer)
 
 
 def work(producer: streamlog.Producer, consumer: streamlog.Consumer) -> None:
     """Read, enrich, write: a transaction for each poll."""
-    producer.init_transactions()
+    producer.init_transactions()  # ends what a forerunner of this name left open
     while True:
         records = consumer.poll(timeout_ms=1000)
         if not records:
@@ -56,8 +52,8 @@ def work(producer: streamlog.Producer, consumer: streamlog.Consumer) -> None:
                     late = flight["arr_delay"] is not None and flight["arr_delay"] > 15
                     producer.send("enriched", {**flight, "airline": CARRIERS.get(flight["carrier"], "another"), "late": late}, key=flight["carrier"])
                 producer.send_offsets(consumer)
-        except (streamlog.CommitFailedError, streamlog.AbortableTransactionError):
-            consumer.seek_to_committed()  # the partitions have moved, say: nothing of this transaction counts
+        except streamlog.CommitFailedError:  # the partitions have moved to another worker
+            consumer.seek_to_committed()  # the block was aborted: what it read is read again
 
 
 def main() -> None:
@@ -99,7 +95,7 @@ def run(log: streamlog.Cluster, kills: int, rng: random.Random) -> int:
     try:
         while (read := committed(log)) < total:
             time.sleep(0.01)
-            if read > total * (done + 1) / (kills + 2):  # spread over the whole
+            if done < kills and read > total * (done + 1) / (kills + 2):  # spread over the whole
                 number = rng.randrange(WORKERS)
                 workers[number].kill()
                 workers[number].join()

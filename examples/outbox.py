@@ -2,8 +2,9 @@
 
 An application changes its tables and adds a row to the table `outbox` in one SQLite transaction.  A relay sends those rows to the log and
 notes, in the transaction that sends them, which row comes next; so it need not tell the database, and after a crash it goes on where the
-log says.  The note is a committed offset of the group `outbox-relay`: the number of the next row.  Its transactional id makes sure that
-there is one relay: a second one fences the first.  Here the relay is killed at random while the application goes on.
+log says.  The note is a committed offset: that of a group `outbox-relay`, which nobody is a member of (so anybody may commit for it), for a
+partition that stands for the outbox; its value is the number of the next row.  The relay's transactional id makes sure that there is one: a
+second one fences the first.  Here the relay is killed at random while the application goes on.
 """
 
 import random
@@ -84,12 +85,14 @@ def main() -> None:
                 process.join()
                 deaths += 1
             with log.consumer("accounts", auto_offset_reset="earliest", isolation_level="read_committed") as consumer:
-                found = []
+                found: dict[int, list[int]] = {}
                 while any(consumer.lag().values()):
-                    found += [record.value.decode() for record in consumer.poll(timeout_ms=100)]
-        if sorted(found) != sorted(f"opened {number}" for number in range(ACCOUNTS)):
-            sys.exit(f"{len(found)} records, {len(set(found))} of them different, for {ACCOUNTS} accounts")
-        print(f"{ACCOUNTS} accounts, {len(found)} records, each once, after {deaths} deaths of the relay")
+                    for record in consumer.poll(timeout_ms=100):
+                        found.setdefault(record.partition, []).append(int(record.key))
+        numbers = [number for partition in found.values() for number in partition]
+        if sorted(numbers) != list(range(ACCOUNTS)) or any(partition != sorted(partition) for partition in found.values()):
+            sys.exit(f"{len(numbers)} records, {len(set(numbers))} of them different, for {ACCOUNTS} accounts; or not in order")
+        print(f"{ACCOUNTS} accounts, {len(numbers)} records, each once and in order, after {deaths} deaths of the relay")
     finally:
         shutil.rmtree(place)
 

@@ -1,8 +1,10 @@
 """Exactly once into a database of one's own: rows and offsets in the same SQLite transaction.
 
-A consumer writes orders into a table.  How far it has read it keeps in another table of the same database, changed in the same
-transaction, and not in the log: when partitions are assigned to it, it goes to the places that the database says.  So a crash between two
-transactions repeats nothing and loses nothing.  Here the sink is killed at random, again and again, until all orders are in.
+Consumers of a group write orders into a table.  How far they have read is kept in another table of the same database, changed in the same
+transaction, and not in the log: when a partition is assigned to one, it goes to the place that the database says.  So a crash between two
+transactions repeats nothing and loses nothing.  And the place is moved only from where it is expected to be: a consumer that was stopped
+for so long that another has its partitions finds it elsewhere, and writes nothing.  Here a sink is killed at random, again and again, until
+all orders are in.
 """
 
 import random
@@ -23,12 +25,21 @@ class GoWhereTheDatabaseSays:
 
     def __init__(self, consumer: streamlog.Consumer, database: sqlite3.Connection) -> None:
         self._consumer, self._database = consumer, database
+        self.places: dict[tuple[str, int], int] = {}
 
     def on_partitions_assigned(self, partitions: list[streamlog.TopicPartition]) -> None:
         """Called inside `poll`, before anything of them is read."""
         for tp in partitions:
-            row = self._database.execute("SELECT next FROM offsets WHERE topic = ? AND partition = ?", tp).fetchone()
-            self._consumer.seek(tp, row[0] if row else 0)
+            with self._database:
+                self._database.execute("INSERT OR IGNORE INTO offsets VALUES (?, ?, 0)", tp)
+            (self.places[tp],) = self._database.execute("SELECT next FROM offsets WHERE topic = ? AND partition = ?", tp).fetchone()
+            self._consumer.seek(tp, self.places[tp])
+
+    def move(self, tp: tuple[str, int], offset: int) -> None:
+        """Inside the database's transaction.  Raises LookupError where another consumer has moved the place since."""
+        there = (offset, *tp, self.places[tp])
+        if not self._database.execute("UPDATE offsets SET next = ? WHERE topic = ? AND partition = ? AND next = ?", there).rowcount:
+            raise LookupError(f"{tp} is another's by now")
 
 
 def sink(location: str, path: str) -> None:
@@ -36,13 +47,19 @@ def sink(location: str, path: str) -> None:
     with streamlog.open(location) as log, closing(sqlite3.connect(path)) as database:
         options = {"enable_auto_commit": False, "isolation_level": "read_committed", "value_deserializer": "json"}
         with log.consumer(group_id="sink", max_poll_records=50, **options) as consumer:  # type: ignore[arg-type]
-            consumer.subscribe(["orders"], listener=GoWhereTheDatabaseSays(consumer, database))
+            places = GoWhereTheDatabaseSays(consumer, database)
+            consumer.subscribe(["orders"], listener=places)
             while records := consumer.poll(timeout_ms=500):
-                with database:  # one transaction: all of it, or nothing
-                    for record in records:
-                        database.execute("INSERT INTO orders VALUES (?, ?)", (record.value["id"], record.value["amount"]))
-                    for record in records:  # the last one of a partition stays
-                        database.execute("REPLACE INTO offsets VALUES (?, ?, ?)", (record.topic, record.partition, record.offset + 1))
+                ends = {(record.topic, record.partition): record.offset + 1 for record in records}  # the last one of a partition stays
+                try:
+                    with database:  # one transaction: all of it, or nothing
+                        for record in records:
+                            database.execute("INSERT INTO orders VALUES (?, ?)", (record.value["id"], record.value["amount"]))
+                        for tp, offset in ends.items():
+                            places.move(tp, offset)
+                    places.places.update(ends)
+                except LookupError:
+                    pass  # the next poll tells this consumer that it was expired, and gives it partitions anew
 
 
 def main() -> None:

@@ -100,7 +100,9 @@ class Topic:
             log.ensure_valid(self._cluster.timeout)
             bases, size = log.sizes()
             epoch = log.leader_epochs().latest()
-            partitions.append(PartitionDescription(number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size))
+            partitions.append(PartitionDescription(
+                    number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size, log.last_stable_offset
+                ))
         return TopicDescription(found.name, self.id, found.config.items(), tuple(partitions))
 
     def producer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Producer:

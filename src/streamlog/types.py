@@ -101,7 +101,10 @@ class Record(NamedTuple):
 
 
 class PartitionDescription(NamedTuple):
-    """A partition as it stands: leader and replicas are broker ids; sizes are bytes on disk, reserved space not counted."""
+    """A partition as it stands: leader and replicas are broker ids; sizes are bytes on disk, reserved space not counted.
+
+    Readers of committed records see offsets below `last_stable_offset`: the end, or where the earliest open transaction began.
+    """
 
     partition: int
     leader: int
@@ -112,6 +115,7 @@ class PartitionDescription(NamedTuple):
     end_offset: int
     segments: int
     size_bytes: int
+    last_stable_offset: int
 
 
 class TopicDescription(NamedTuple):

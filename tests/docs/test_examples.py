@@ -101,4 +101,4 @@ def test_a_sink_that_dies_writes_each_order_once(place: Path) -> None:
 def test_a_relay_that_dies_sends_each_row_once(place: Path) -> None:
     done = run("outbox.py", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2000 accounts, 2000 records, each once" in done.stdout
+    assert "2000 accounts, 2000 records, each once and in order" in done.stdout

@@ -29,6 +29,10 @@ def add_commands(commands: Commands) -> None:
     start.add_argument("--from-beginning", action="store_true", help="otherwise only what comes from now on")
     start.add_argument("--offset", type=count, metavar="N", help="begin here; needs --partition")
     parser.add_argument("--partition", type=count, metavar="N", help="only this one")
+    parser.add_argument(
+        "--isolation-level", choices=("read_uncommitted", "read_committed"), default="read_uncommitted",
+        help="read_committed: nothing of transactions that were aborted or are open",
+    )  # fmt: skip
     parser.add_argument("--max", type=count, metavar="N", help="end after so many records")
     parser.add_argument("--timeout-ms", type=count, metavar="N", help="end when idle for so long; otherwise never")
     parser.add_argument("--format", type=formatter, default="value", metavar="FORMAT", help=_FORMAT_HELP)
@@ -55,8 +59,8 @@ def _consume(args: argparse.Namespace) -> int:
 def _consumer(cluster: Cluster, args: argparse.Namespace) -> Consumer:
     reset = "none" if args.offset is not None else "earliest" if args.from_beginning else "latest"
     if args.partition is None:
-        return cluster.consumer(args.topic, auto_offset_reset=reset)
-    consumer = cluster.consumer(auto_offset_reset=reset)
+        return cluster.consumer(args.topic, auto_offset_reset=reset, isolation_level=args.isolation_level)
+    consumer = cluster.consumer(auto_offset_reset=reset, isolation_level=args.isolation_level)
     tp = TopicPartition(args.topic, args.partition)
     consumer.assign([tp])
     if args.offset is not None:

@@ -13,7 +13,7 @@ from streamlog.config import TopicConfig
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import PartitionDescription, TopicDescription
 
-_COLUMNS = ("partition", "leader", "epoch", "beginning", "end", "segments", "bytes")
+_COLUMNS = ("partition", "leader", "epoch", "beginning", "stable", "end", "segments", "bytes")
 
 
 def add_commands(commands: Commands) -> None:
@@ -68,8 +68,8 @@ def _print_topic(topic: TopicDescription) -> None:
 
 
 def _row(partition: PartitionDescription) -> tuple[str, ...]:
-    number, leader, epoch, _, _, beginning, end, segments, size = partition
-    return tuple(map(str, (number, leader, epoch, beginning, end, segments, size)))
+    number, leader, epoch, _, _, beginning, end, segments, size, stable = partition
+    return tuple(map(str, (number, leader, epoch, beginning, stable, end, segments, size)))
 
 
 def _delete(args: argparse.Namespace) -> int:

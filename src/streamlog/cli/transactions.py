@@ -34,8 +34,10 @@ def add_commands(commands: Commands) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     with open_cluster(args) as log:
-        found = log.transactions()
-    print_table([("transactional id", "state", "producer id"), *((each.transactional_id, each.state, str(each.producer_id)) for each in found)])
+        found = [log.describe_transaction(each.transactional_id) for each in log.transactions()]
+    if found:
+        rows = [(each.transactional_id, each.state, str(each.producer_id), str(each.pid), "yes" if each.alive else "no") for each in found]
+        print_table([("transactional id", "state", "producer id", "pid", "alive"), *rows])
     return 0
 
 
@@ -55,12 +57,16 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _abort(args: argparse.Namespace) -> int:
     place = (args.topic, args.partition, args.start_offset)
-    if (args.id is None) == (None in place) or (args.id is not None and place != (None, None, None)):
+    if args.id is not None and place != (None, None, None):
+        raise ConfigurationError("give an id, or --topic, --partition and --start-offset of a hanging transaction: not both")
+    if args.id is None and None in place:
         raise ConfigurationError("which transaction? give its id, or --topic, --partition and --start-offset of a hanging one")
     with open_cluster(args) as log:
         if args.id is not None:
+            was = log.describe_transaction(args.id).state
             log.abort_transaction(args.id)
-            print(f"{args.id}: {log.describe_transaction(args.id).state}")
+            done = {"Ongoing": "aborted", "PrepareCommit": "its commit was decided, and is carried out", "PrepareAbort": "aborted"}
+            print(f"{args.id}: {done.get(was, 'nothing was open')}; its producer is fenced")
         else:
             log.end_hanging_transaction(*place)
             print(f"{args.topic}-{args.partition}: the transaction from offset {args.start_offset} on is ended")
@@ -70,6 +76,8 @@ def _abort(args: argparse.Namespace) -> int:
 def _find_hanging(args: argparse.Namespace) -> int:
     with open_cluster(args) as log:
         found = log.hanging_transactions()
+    if not found:
+        return 0
     rows = [(each.topic, str(each.partition), str(each.first_offset), str(each.producer_id), str(each.producer_epoch)) for each in found]
     print_table([("topic", "partition", "start offset", "producer id", "epoch"), *rows])
     return 0
