@@ -28,7 +28,7 @@ def _after_fork_in_child() -> None:
         producer._lock, producer._busy = allocate_lock(), False
         producer._closed_reason = "it belongs to the process that this one was forked from"
         producer._forked = True
-        producer._targets = {}
+        producer.accept(False)
     _producers.clear()
 
 
