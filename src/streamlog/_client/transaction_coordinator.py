@@ -131,10 +131,10 @@ class TransactionCoordinator:
                 return owner
 
     def free_owner(self, owner: int) -> None:
-        """Its producer is gone."""
-        lock_file, _, _ = self._opened()
-        if lock_file.fd >= 0:
-            lock_file.unlock(_OWNERS + owner)
+        """Its producer is gone.  Takes no lock: a collector may run this anywhere, in a forked child too, where the file is closed."""
+        files = self._files
+        if files is not None and files[0].fd >= 0:
+            files[0].unlock(_OWNERS + owner)
 
     def is_alive(self, transaction: Transaction) -> bool:
         """Whether an id's producer lives.  Free means dead; held proves nothing."""
