@@ -46,7 +46,7 @@ from streamlog.errors import (
 from streamlog.partitioners import HashPartitioner, Partitioner, RoundRobinPartitioner, partition_of
 from streamlog.types import RecordMetadata
 
-_LOOK_EVERY = 1.0  # seconds between looks at transactions that are open where one writes
+_LOOK_EVERY = 1.0  # seconds between looks at what is under one's feet, and at transactions that are open where one writes
 _OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
 
 
@@ -346,11 +346,10 @@ class Producer(Accumulator):
 
     def _look_around(self) -> None:
         """Before each append: are the files still ours, and the topics still what they were?"""
-        home, metadata, now = self._home, self._metadata, monotonic()
-        if now > home.next_tick:
-            home.tick()
+        metadata, now = self._metadata, monotonic()
         if now > self._next_look:
             self._next_look = now + _LOOK_EVERY
+            self._home.tick()
             self._look_into_transactions()
         if metadata.version != self._version or metadata.changed():
             self._follow_metadata()

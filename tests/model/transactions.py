@@ -110,7 +110,7 @@ def _states(fenced: int, records: tuple[int, ...]) -> ProducerStates:
     if fenced >= 0:
         states.mark(PRODUCER, fenced, 0, 0)
     for offset, epoch in enumerate(records, 1):
-        states.record((PRODUCER, sequence_of(states, epoch), epoch), 1, offset, 0, transactional=True)
+        states.record((PRODUCER, sequence_of(states, epoch), epoch), 1, offset, 0, 1)
     return states
 
 

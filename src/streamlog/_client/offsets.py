@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from streamlog._client.cursor import Cursor
+    from streamlog._coord.offsets import CommittedOffset
     from streamlog._replica.metadata import Metadata
 
     Offsets: TypeAlias = "dict[tuple[bytes, int], CommittedOffset]"
     Noted: TypeAlias = "dict[TopicPartition, int]"
 
-from streamlog._coord.offsets import CommittedOffset
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndMetadata, TopicPartition
 
@@ -57,5 +57,7 @@ def by_topic_id(offsets: Mapping[TopicPartition, OffsetAndMetadata], known: Meta
 
 def committed_offset(offset: OffsetAndMetadata, now_ms: int) -> CommittedOffset:
     """An offset as it is committed now."""
+    from streamlog._coord.offsets import CommittedOffset  # here: a consumer without a group needs none
+
     epoch = -1 if offset.leader_epoch is None else offset.leader_epoch
     return CommittedOffset(offset.offset, epoch, offset.metadata, now_ms)

@@ -281,7 +281,7 @@ class PartitionLog:
             words[HWM] = offset + batch.count  # hwm
             batch.base_offset, batch.epoch = offset, self.epoch
             self.producers.appended(batch, offset, end)
-            if batch.attributes & CONTROL:
+            if transactional and batch.attributes & CONTROL:
                 words[OPEN] = self.producers.states.first_open() + 1
             words[DIRTY] = 0  # down
             self._inside = False

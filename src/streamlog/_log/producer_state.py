@@ -102,7 +102,7 @@ class ProducerStates:
             return False
         raise InvalidProducerEpochError(f"a marker of epoch {epoch} of producer {producer_id} comes too late: epoch {known} has written since")
 
-    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int, *, transactional: bool = False) -> None:
+    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int, transactional: int = 0) -> None:
         """A batch is in the log.  One that is counted in already changes nothing."""
         producer_id, first, epoch = producer
         entry = self.entries.get(producer_id)
@@ -158,8 +158,7 @@ class ProducerStates:
             return (batch.producer_id, first, batch.base_offset) if first >= 0 and not is_commit(batch) else None
         if batch.producer_id >= 0:
             producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
-            transactional = bool(batch.attributes & TRANSACTIONAL)
-            self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, transactional=transactional)
+            self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, batch.attributes & TRANSACTIONAL)
         return None
 
     def rows(self) -> Iterator[Row]:
@@ -329,7 +328,7 @@ class ProducerStateManager:
             if batch.attributes & CONTROL:
                 states.mark(producer[0], producer[2], offset, batch.max_timestamp)
             else:
-                states.record(producer, batch.count, offset, batch.max_timestamp, transactional=bool(batch.attributes & TRANSACTIONAL))
+                states.record(producer, batch.count, offset, batch.max_timestamp, batch.attributes & TRANSACTIONAL)
             if position - self._snapshot_at > SNAPSHOT_EVERY:
                 self.snapshot_is_due = self._snapshot_at >= 0
                 self._snapshot_at = position
