@@ -40,6 +40,7 @@ from streamlog.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
+    StreamlogError,
 )
 from streamlog.topic import Topic
 from streamlog.types import ClusterDescription
@@ -142,6 +143,8 @@ class Cluster:
         if not place.unsafe_filesystem:
             files.check_file_system(files.nearest_existing(place.path))
         self._home_of_process = Home(self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away)
+        cluster = weakref.ref(self)  # weakly: a cluster that is dropped goes at once
+        self._home_of_process.met_transaction = lambda log: _see_to_transaction(cluster(), log)
 
     @property
     def _home(self) -> Home:
@@ -243,7 +246,7 @@ class Cluster:
         from streamlog.producer import Producer
 
         checked = ProducerConfig({**_mapping(config), **options})
-        made = Producer(self._home, checked, self._look_into, None if checked.transactional_id is None else self._groups)
+        made = Producer(self._home, checked, None if checked.transactional_id is None else self._groups)
         self._children.add(made)
         return made
 
@@ -409,6 +412,15 @@ class Cluster:
 
 def _reopen(place: _Place, options: dict[str, Any]) -> Cluster:
     return Cluster(place, create=False, options=options)
+
+
+def _see_to_transaction(cluster: Cluster | None, log: PartitionLog) -> None:
+    """Whoever reads or writes where a transaction is open ends what a dead producer left, though nobody waits for it yet."""
+    try:
+        if cluster is not None and not cluster._closed:
+            cluster._look_into(log, 0.0)
+    except StreamlogError:
+        pass  # somebody else is at it, or will be
 
 
 def _mapping(config: Any) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from streamlog._client.lane import Lane
 from streamlog._client.target import Target
 from streamlog._client.writer import BatchWriter
 from streamlog._format import batch as fmt
-from streamlog._log.partition import PartitionLog
-from streamlog._log.state import OPEN
 from streamlog._os.clock import monotonic, sleep
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
@@ -46,7 +44,6 @@ from streamlog.errors import (
 from streamlog.partitioners import HashPartitioner, Partitioner, RoundRobinPartitioner, partition_of
 from streamlog.types import RecordMetadata
 
-_LOOK_EVERY = 1.0  # seconds between looks at what is under one's feet, and at transactions that are open where one writes
 _OFFSET_BYTES = 4  # of each key, value or header in a batch: its offset in a bytes column
 
 
@@ -57,14 +54,11 @@ class Producer(Accumulator):
     again by its own thread.  Processes: belongs to the one that made it.
     """
 
-    __slots__ = ("_keyed", "_look_into", "_next_look", "_partitioner", "_tells")
+    __slots__ = ("_keyed", "_partitioner", "_tells")
 
-    def __init__(
-        self, home: Home, config: ProducerConfig, look_into: Callable[[PartitionLog, float], None], groups: Groups | None = None
-    ) -> None:
-        """`look_into` sees to an open transaction of a log; `groups` is there if and only if there is a `transactional_id`."""
+    def __init__(self, home: Home, config: ProducerConfig, groups: Groups | None = None) -> None:
+        """`groups` is there if and only if there is a `transactional_id`."""
         super().__init__(home, config)
-        self._look_into, self._next_look = look_into, 0.0
         if groups is not None:
             from streamlog._client.transaction_manager import TransactionManager  # here: only transactional producers need it
 
@@ -346,11 +340,9 @@ class Producer(Accumulator):
 
     def _look_around(self) -> None:
         """Before each append: are the files still ours, and the topics still what they were?"""
-        metadata, now = self._metadata, monotonic()
-        if now > self._next_look:
-            self._next_look = now + _LOOK_EVERY
-            self._home.tick()
-            self._look_into_transactions()
+        home, metadata = self._home, self._metadata
+        if monotonic() > home.next_tick:
+            home.tick()
         if metadata.version != self._version or metadata.changed():
             self._follow_metadata()
 
@@ -443,16 +435,6 @@ class Producer(Accumulator):
     def _seconds(self, timeout: float | None) -> float:
         check_timeout(timeout)
         return self._block if timeout is None else timeout
-
-    def _look_into_transactions(self) -> None:
-        """Whoever writes to a partition ends what a dead producer left open there, though nobody waits for it yet."""
-        for lane in list(self._active):
-            log = lane.log
-            if log.words[OPEN]:
-                try:
-                    self._look_into(log, 0.0)
-                except StreamlogError:
-                    pass  # somebody else is at it, or will be
 
     # ---- flush and close -----------------------------------------------------------------------------------------------------
 

@@ -513,7 +513,7 @@ def test_who_writes_beside_a_dead_producer_ends_its_transaction(log: streamlog.C
         plain.send("t", b"v").result()
         assert log.topic("t").end_offsets(isolation_level="read_committed") == {0: 0}, "its producer lives"
         producer._manager._finalizer()  # type: ignore[union-attr]  # as if its process had died
-        plain._next_look = 0.0
+        log._home.next_tick = 0.0
         plain.send("t", b"w").result()
     assert log.topic("t").end_offsets(isolation_level="read_committed") == {0: 4}
     producer.close()
@@ -739,7 +739,7 @@ def test_lag_and_end_are_not_those_of_the_dead(log: streamlog.Cluster) -> None:
         producer.send("t", b"never").result()
         producer._manager._finalizer()  # type: ignore[union-attr]  # as if its process had died
         with log.producer() as plain:
-            plain._next_look = float("inf")  # a producer looks into it as well
+            log._home.next_tick = float("inf")  # a producer looks into it as well
             plain.send("t", b"after")
         end = log.topic("t").end_offsets()[0] + 1  # the marker
         with log.consumer("t", auto_offset_reset="earliest", consumer_timeout_ms=0, **COMMITTED) as consumer:

@@ -774,7 +774,7 @@ def test_the_dead_are_seen_to_together(log: streamlog.Cluster) -> None:
         producer.send("t", b"never").result()
         producer._manager._finalizer()  # type: ignore[union-attr]
     with log.producer() as plain:
-        plain._next_look = float("inf")
+        log._home.next_tick = float("inf")
         plain.send("t", b"after")
     with log.consumer("t", auto_offset_reset="earliest", **COMMITTED) as consumer:
         found: list[bytes] = []

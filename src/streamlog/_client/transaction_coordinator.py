@@ -244,23 +244,22 @@ class TransactionCoordinator:
         first = log.last_stable_offset
         if first >= log.words[HWM]:
             return
-        producer = self._producer_at(log, first, timeout)
-        found = self.of_producer(producer[0], timeout)
-        if found is not None and found.unmarked == producer:
-            self.carry_on(found, timeout)
-        elif producer[0] >= 0 and log.last_stable_offset == first:  # what ended it would stand in the log by now
-            self.end_hanging(log, *producer, timeout)
+        for producer in self._producers_at(log, first, timeout):
+            found = self.of_producer(producer[0], timeout)
+            if found is not None and found.unmarked == producer:
+                self.carry_on(found, timeout)
+            elif log.last_stable_offset == first:  # what ended it would stand in the log by now
+                self.end_hanging(log, *producer, timeout)
 
-    def _producer_at(self, log: PartitionLog, first: int, timeout: float) -> tuple[int, int]:
-        """Producer id and epoch of the earliest open transaction, which begins at `first`."""
+    def _producers_at(self, log: PartitionLog, first: int, timeout: float) -> list[tuple[int, int]]:
+        """Producer id and epoch of the earliest open transaction, which begins at `first`; of all that are open where that is damaged."""
         met = self._met.get(log)
         if met is None or met[0] != first:
             try:
-                producer = producer_at(log, first, timeout)
-            except CorruptRecordError:  # what is damaged is passed over by the fold: then it is the one that is open there still
-                producer = min(((begins, each[:2]) for *each, begins in open_transactions(log)), default=(0, (-1, -1)))[1]  # type: ignore[assignment]
-            met = self._met[log] = first, (producer[0], producer[1])
-        return met[1]
+                met = self._met[log] = first, producer_at(log, first, timeout)
+            except CorruptRecordError:
+                return [(producer_id, epoch) for producer_id, epoch, _ in open_transactions(log)]
+        return [met[1]]
 
     def of_producer(self, producer_id: int, timeout: float) -> Transaction | None:
         """The id that has, or had, a producer id."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 from streamlog._format import checkpoint, names
 from streamlog._log import partition as partition_log
 from streamlog._log.partition import LogSettings, PartitionLog
-from streamlog._log.state import SYNCED, StateFile
+from streamlog._log.state import OPEN, SYNCED, StateFile
 from streamlog._os import files, locks, mapping, process
 from streamlog._os.clock import Clock, monotonic, sleep
 from streamlog._os.files import FileSystem
@@ -72,6 +72,8 @@ class Home:
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
         self.next_tick = monotonic() + _TICK
+        self.met_transaction: Callable[[PartitionLog], None] = _nothing
+        """Called now and then for a log with an open transaction: its producer may be dead."""
         self._lock_files: list[LockFile] = []
         try:
             self._enter(create, config, timeout)
@@ -375,7 +377,9 @@ class Home:
     # ---- looking after ---------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Once a second, before an append and while waiting: are our files still those under their names (H7, H8)?"""
+        """Once a second, before an append and while waiting: are our files still those under their names (H7, H8)?  Is a transaction open
+        where we read or write?
+        """
         now = monotonic()
         if now < self.next_tick:
             return
@@ -386,6 +390,8 @@ class Home:
                 raise DiskFailedError(f"{self.closed}; close it in every process and open it again")
         for log in self.all_logs():
             log.check_place()
+            if log.words[OPEN]:
+                self.met_transaction(log)
 
     def check_open(self) -> None:
         """Raise ClosedError or what closed us."""
@@ -447,6 +453,10 @@ class Home:
     def is_last(self) -> bool:
         """Whether nobody else has the cluster open; the caller is on its way out and then holds it exclusively."""
         return self._home_lock.try_exclusive(0)
+
+
+def _nothing(_: PartitionLog) -> None:
+    """Nobody coordinates transactions here."""
 
 
 class _HomeLog(PartitionLog):
