@@ -2,7 +2,8 @@
 
 import pytest
 
-from model.transactions import OFFSET_RULES, RULES, Commits, Offsets, search
+from model.search import search
+from model.transactions import OFFSET_RULES, RULES, Commits, Offsets
 
 
 def test_every_reachable_state_of_commits_is_good() -> None:

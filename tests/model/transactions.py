@@ -6,18 +6,18 @@ table, and a partition decides with the code's own `ProducerStates`.  A step is 
 
 `Offsets`: a group's partition goes from one member to another while the first has its offset in a transaction (H37).
 
-    python transactions.py                  search with every rule in force
-    python transactions.py --without RULE   the shortest counterexample without it
+    python -m model.transactions                  (in tests/) search with every rule in force
+    python -m model.transactions --without RULE   the shortest counterexample without it
 """
 
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from model.search import BrokenError, put, search
 from streamlog._coord.transaction import (
     COMPLETE_ABORT,
     COMPLETE_COMMIT,
@@ -50,10 +50,6 @@ OFFSET_RULES = {
 }
 
 PRODUCER = 1
-
-
-class BrokenError(Exception):
-    """A property does not hold."""
 
 
 # ---- commits ---------------------------------------------------------------------------------------------------------------
@@ -118,10 +114,6 @@ def sequence_of(states: ProducerStates, epoch: int) -> int:
     """Producers count right: sequences are the matter of producers.py."""
     entry = states.entries.get(PRODUCER)
     return entry[1] if entry is not None and entry[0] == epoch else 0
-
-
-def put(items: tuple[Any, ...], number: int, item: Any) -> tuple[Any, ...]:
-    return (*items[:number], item, *items[number + 1 :])
 
 
 class Commits:
@@ -356,32 +348,6 @@ class Offsets:
             raise BrokenError("the record's results are there twice")
         if s.b == "owner" and not any(name.startswith("B") for name, _ in self.steps(s)):
             raise BrokenError("B waits for A, which may have stopped for ever")
-
-
-def search(model: Any, limit: int = 2_000_000) -> tuple[int, list[str]]:
-    """States seen, and the shortest way to one that breaks a property; empty: there is none."""
-    came: dict[Any, tuple[Any, str] | None] = {model.start: None}
-    queue = deque([model.start])
-    while queue:
-        s = at = queue.popleft()
-        try:
-            for name, after in model.steps(s):
-                after = model.canonical(after)
-                if after not in came:
-                    came[after] = s, name
-                    at = after
-                    model.check(after)
-                    queue.append(after)
-                    at = s
-        except BrokenError as error:
-            way = [str(error)]
-            while (step := came[at]) is not None:
-                at, done = step
-                way.append(done)
-            return len(came), way[::-1]
-        if len(came) > limit:
-            raise AssertionError(f"more than {limit} states")
-    return len(came), []
 
 
 def main() -> None:
