@@ -68,7 +68,7 @@ class _Check:
         home.metadata.refresh(self._timeout)
         topics = [TopicMetadata(names.METADATA_TOPIC, TOPIC_ID, 1, {}), *home.metadata.topics.values()]
         self._check_directories(topics)
-        logs = [home.log(topic, number, self._timeout) for topic in topics for number in range(topic.partitions)]
+        logs = [replica for topic in topics for number in range(topic.partitions) for replica in self._replicas(topic, number)]
         self._total = sum(self._size(log) for log in logs)
         for log in logs:
             try:
@@ -91,13 +91,33 @@ class _Check:
             return 0
 
     def _check_directories(self, topics: list[TopicMetadata]) -> None:
-        """I8: each partition in the metadata has its directory, and each directory its partition."""
-        broker = f"{self._home.path}/{names.broker(0)}"
-        there = set(self._home.fs.listdir(broker))
+        """I8: each replica in the metadata has its directory."""
+        home = self._home
         for topic in topics:
             for number in range(topic.partitions):
-                if names.partition(topic.name, number) not in there:
-                    self._found("I8", f"{broker}/{names.partition(topic.name, number)}", "the partition's directory is missing")
+                for broker in self._brokers(topic, number):
+                    directory = home.directory(topic.name, number, broker)
+                    if not files.is_directory(directory):
+                        self._found("I8", directory, "the partition's directory is missing")
+
+    def _brokers(self, topic: TopicMetadata, number: int) -> list[int]:
+        """The brokers that have a replica of a partition and are online."""
+        home = self._home
+        if not home.is_replicated:
+            return [0]
+        alive = home.controller.alive()
+        if topic.topic_id == TOPIC_ID:
+            return [copy for copy in home.voters() if copy in alive or copy not in home.brokers]
+        return [broker for broker in home.metadata.partitions[topic.topic_id, number].replicas if broker in alive]
+
+    def _replicas(self, topic: TopicMetadata, number: int) -> list[PartitionLog]:
+        home = self._home
+        if not home.is_replicated:
+            return [home.log(topic, number, self._timeout).replica]
+        log = home.quorum if topic.topic_id == TOPIC_ID else home.replicated(topic, number, self._timeout)
+        assert log is not None
+        log.ensure_valid(self._timeout)
+        return [log.on(broker) for broker in self._brokers(topic, number)]
 
     def _check_log(self, log: PartitionLog) -> None:
         under(log.lock, self._timeout, log.look_again)  # what somebody who died left half done is finished first

@@ -6,7 +6,7 @@ import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
     from typing import Any
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     )
 
 from streamlog._format import names
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._os import files, process
 from streamlog._os.files import LOCAL, FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica import topics as topic_admin
 from streamlog._replica.home import FORMAT_VERSION, Home
+from streamlog._replica.leadership import MAX_BROKERS
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.errors import (
@@ -52,7 +53,7 @@ def open(  # noqa: A001  (streamlog.open is the contract)
     location: str | PathLike[str],
     *,
     create: bool = True,
-    brokers: int | None = None,
+    brokers: int | Sequence[str | PathLike[str]] | None = None,
     unsafe_filesystem: bool = False,
     **options: Any,
 ) -> Cluster:
@@ -60,22 +61,24 @@ def open(  # noqa: A001  (streamlog.open is the contract)
 
     Args:   location: a directory (str, PathLike or file:// URL), or "memory://" or "memory://name" for a throw-away one.
             create: False refuses a directory that is not a cluster yet.
-            brokers: 1; more come with replication.
+            brokers: how many, each in a directory below the location, or their directories, best on a disk each: 1 where nothing is said.
+            A cluster keeps its brokers: give the same, or none, when it is opened again (`add_broker`, `retire_broker` change them).
             unsafe_filesystem: open on a file system whose locks or mappings are not shared (from one process only).
             options: of the cluster as a whole (`help(streamlog.config.ClusterConfig)` lists them), stored at its creation.
     Raises: NotAClusterError, UnsupportedFormatError, UnsupportedFileSystemError, ConfigurationError, PermissionError,
             StreamlogTimeoutError.
     """
-    if brokers not in (None, 1):
-        raise InvalidConfigError(f"brokers={brokers!r}: not in this version; one broker is")
     ClusterConfig(options)
-    return Cluster(_Place(location, unsafe_filesystem=unsafe_filesystem), create=create, options=options)
+    return Cluster(_Place(location, unsafe_filesystem=unsafe_filesystem, brokers=brokers), create=create, options=options)
 
 
 class _Place:
     """Where a cluster is: its directory, and whether it goes away with its last user."""
 
-    def __init__(self, location: str | PathLike[str], *, unsafe_filesystem: bool = False) -> None:
+    def __init__(
+        self, location: str | PathLike[str], *, unsafe_filesystem: bool = False, brokers: int | Sequence[str | PathLike[str]] | None = None
+    ) -> None:
+        self.brokers = _checked_brokers(brokers)
         text = files.path_text(location)
         if not text or "\0" in text:
             raise ConfigurationError(f"location={location!r}: a path or a URL is wanted")
@@ -93,6 +96,26 @@ class _Place:
             raise ConfigurationError(f"location={text!r}: Kafka clusters are not in this version")
         else:
             raise ConfigurationError(f"location={text!r}: a path, file://, or memory:// is wanted")
+
+
+def _checked_brokers(brokers: Any) -> int | list[str] | None:
+    """A number of brokers, or their directories."""
+    if brokers is None:
+        return None
+    if isinstance(brokers, int) and not isinstance(brokers, bool):
+        if not 1 <= brokers <= MAX_BROKERS:
+            raise InvalidConfigError(f"brokers={brokers}: out of range [1, {MAX_BROKERS}]")
+        return brokers
+    if isinstance(brokers, str | bytes) or not hasattr(brokers, "__iter__"):
+        raise InvalidConfigError(f"brokers={brokers!r}: a number, or a list of directories, is wanted")
+    given = list(brokers)
+    texts = [files.path_text(broker) for broker in given]
+    if not texts or not all(texts) or len(texts) > MAX_BROKERS:
+        raise InvalidConfigError(f"brokers={given!r}: 1 to {MAX_BROKERS} directories are wanted")
+    found = [files.absolute(files.from_url(text.removeprefix("file://")) if text.startswith("file://") else text) for text in texts]
+    if len(set(found)) < len(found):
+        raise InvalidConfigError(f"brokers={given!r}: a directory is named twice")
+    return found
 
 
 def _memory_path(name: str) -> str:
@@ -142,7 +165,9 @@ class Cluster:
         place = self._place
         if not place.unsafe_filesystem:
             files.check_file_system(files.nearest_existing(place.path))
-        self._home_of_process = Home(self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away)
+        self._home_of_process = Home(
+            self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away, brokers=place.brokers
+        )
         cluster = weakref.ref(self)  # weakly: a cluster that is dropped goes at once
         self._home_of_process.met_transaction = lambda log: _see_to_transaction(cluster(), log)
 
@@ -179,7 +204,7 @@ class Cluster:
             self._home.refresh(self.timeout)
         return metadata
 
-    def _log(self, topic: TopicMetadata, partition: int) -> PartitionLog:
+    def _log(self, topic: TopicMetadata, partition: int) -> Log:
         return self._home.log(topic, partition, self.timeout)
 
     # ---- topics --------------------------------------------------------------------------------------------------------------
@@ -196,14 +221,16 @@ class Cluster:
         if name in names.INTERNAL_TOPICS:
             raise InvalidTopicError(f"{name!r} is the name of an internal topic")
         _check_partitions(partitions)
-        if isinstance(replication_factor, bool) or replication_factor != 1:
-            raise InvalidReplicationFactorError(f"replication_factor={replication_factor!r}: the cluster has 1 broker")
+        brokers = len(self._home.brokers)
+        if isinstance(replication_factor, bool) or not isinstance(replication_factor, int) or not 1 <= replication_factor <= brokers:
+            has = "1 broker" if brokers == 1 else f"{brokers} brokers"
+            raise InvalidReplicationFactorError(f"replication_factor={replication_factor!r}: the cluster has {has}")
         config = TopicConfig(topic_config).items()
         if config["cleanup_policy"] != "delete":
             raise InvalidConfigError(f"cleanup_policy={config['cleanup_policy']!r}: compaction is not in this version; leave cleanup_policy out")
         overrides = {key.replace(".", "_"): config[key.replace(".", "_")] for key in topic_config}
         self._refreshed()
-        topic_admin.create(self._home, name, partitions, overrides, exist_ok=exist_ok, timeout=self.timeout)
+        topic_admin.create(self._home, name, partitions, overrides, exist_ok=exist_ok, timeout=self.timeout, replication_factor=replication_factor)
         return self.topic(name)
 
     def topic(self, name: str, *, key: Any = None, value: Any = None) -> Topic:
@@ -327,7 +354,7 @@ class Cluster:
             found = self._transactions_of_home = TransactionCoordinator(home)
         return found
 
-    def _look_into(self, log: PartitionLog, timeout: float) -> None:
+    def _look_into(self, log: Log, timeout: float) -> None:
         """Somebody met an open transaction in a log."""
         self._transactions.look_into(log, timeout)
 
@@ -414,7 +441,7 @@ def _reopen(place: _Place, options: dict[str, Any]) -> Cluster:
     return Cluster(place, create=False, options=options)
 
 
-def _see_to_transaction(cluster: Cluster | None, log: PartitionLog) -> None:
+def _see_to_transaction(cluster: Cluster | None, log: Log) -> None:
     """Whoever reads or writes where a transaction is open ends what a dead producer left, though nobody waits for it yet."""
     try:
         if cluster is not None and not cluster._closed:

@@ -243,6 +243,7 @@ class TopicConfig(Config):
     retention_ms: int = absent(-1, "retention is")
     segment_bytes: int = number(64 << 20, 4096, INT32_MAX, "A segment is closed before it grows beyond this (bytes).")
     segment_ms: int = number(604_800_000, 1, INT64_MAX, "A segment is closed when it spans more event time than this (ms).")
+    unclean_leader_election_enable: bool = boolean(False, "A replica that lacks records may lead where no other one can: loses them.")
 
 
 class ProducerConfig(Config):

@@ -28,7 +28,7 @@ from streamlog._client.meter import ConsumerMeter
 from streamlog._client.offsets import NOT_A_MEMBER, processed, under_topic_ids
 from streamlog._client.share import Share
 from streamlog._format.names import INTERNAL_TOPICS
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset
 from streamlog._log.state import OPEN
 from streamlog._os import process
@@ -64,7 +64,7 @@ class Consumer:
     """
 
     def __init__(
-        self, home: Home, config: ConsumerConfig, look_into: Callable[[PartitionLog, float], None], groups: Groups | None = None
+        self, home: Home, config: ConsumerConfig, look_into: Callable[[Log, float], None], groups: Groups | None = None
     ) -> None:
         """`look_into` sees to an open transaction of a log; `groups` is there if and only if there is a `group_id`."""
         self._home, self.config, self._groups = home, config, groups
@@ -710,7 +710,7 @@ class Consumer:
         """Offset after the last visible record, by partition, assigned or not; under "read_committed" the last stable offset."""
         return {tp: self._end_of(log) for tp, log in self._logs(partitions)}
 
-    def _end_of(self, log: PartitionLog) -> int:
+    def _end_of(self, log: Log) -> int:
         if self._committed_only and log.words[OPEN]:
             self._fetcher.see_to_transaction(log)  # what a dead producer left open is no reason to stop here
         return end_offset(log, self._timeout, committed=self._committed_only)
@@ -724,7 +724,7 @@ class Consumer:
         return {tp: offset_for_time(log, timestamp_ms, self._timeout, committed=committed) for (tp, log), timestamp_ms in found}
 
     @exclusive()
-    def _logs(self, partitions: Iterable[Any]) -> list[tuple[TopicPartition, PartitionLog]]:
+    def _logs(self, partitions: Iterable[Any]) -> list[tuple[TopicPartition, Log]]:
         self._metadata.refresh(self._timeout)
         wanted = [topic_partition(tp) for tp in listed("partitions", partitions)]
         return [(tp, self._home.log(self._metadata.topic(tp.topic), tp.partition, self._timeout)) for tp in wanted]

@@ -6,7 +6,7 @@ StreamlogError
 │     InconsistentGroupProtocolError  InvalidTransactionTimeoutError
 ├── RetriableError                      the same call may succeed later
 │     StorageFullError  BufferExhaustedError  RebalanceInProgressError  ConcurrentTransactionsError  UnstableOffsetCommitError
-│     StreamlogTimeoutError(TimeoutError)
+│     NotEnoughReplicasError  NotEnoughReplicasAfterAppendError  NotLeaderOrFollowerError  StreamlogTimeoutError(TimeoutError)
 ├── FencedError                         a newer owner exists: drop this object
 │     ProducerFencedError  FencedInstanceIdError  InvalidProducerEpochError
 ├── CommitFailedError                   poll again: the partitions have moved
@@ -87,6 +87,18 @@ class ConcurrentTransactionsError(RetriableError):
 
 class UnstableOffsetCommitError(RetriableError):
     """An open transaction holds an offset of the group for this partition: where to begin is known when it has ended."""
+
+
+class NotEnoughReplicasError(RetriableError):
+    """Fewer replicas are in sync than `min_insync_replicas` asks for, or of the metadata log fewer than a majority; nothing was written."""
+
+
+class NotEnoughReplicasAfterAppendError(RetriableError):
+    """The record is in the leader's log, but there are fewer in-sync replicas than `min_insync_replicas` asks for: it may come to count, or not."""
+
+
+class NotLeaderOrFollowerError(RetriableError):
+    """The partition has no leader now: the brokers that have its records failed or are stopped.  The message names them."""
 
 
 class StreamlogTimeoutError(RetriableError, TimeoutError):

@@ -27,6 +27,7 @@ from streamlog._client.lane import Lane
 from streamlog._client.target import Target
 from streamlog._client.writer import BatchWriter
 from streamlog._format import batch as fmt
+from streamlog._log.log import Log
 from streamlog._os.clock import monotonic, sleep
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
@@ -310,7 +311,7 @@ class Producer(Accumulator):
         return made
 
     def _make_target(self, metadata: TopicMetadata) -> Target:
-        logs = [self._home.log(metadata, number, self._block) for number in range(metadata.partitions)]
+        logs: list[Log] = [self._home.log(metadata, number, self._block) for number in range(metadata.partitions)]
         return Target(self, metadata, logs, self._closed_batch)
 
     def _follow_metadata(self) -> None:

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
 
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset, find_timestamp
 from streamlog.config import INT64_MAX
 from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
 
 
-def offset_for_time(log: PartitionLog, timestamp_ms: Any, timeout: float, *, committed: bool = False) -> OffsetAndTimestamp | None:
+def offset_for_time(log: Log, timestamp_ms: Any, timeout: float, *, committed: bool = False) -> OffsetAndTimestamp | None:
     """The first record at or after a time; if `committed`, of those that are."""
     if isinstance(timestamp_ms, bool) or not isinstance(timestamp_ms, int) or not 0 <= timestamp_ms <= INT64_MAX:
         raise InvalidTimestampError(f"{timestamp_ms!r} is not a time in milliseconds")
@@ -62,7 +62,7 @@ class Topic:
         """All options with their values."""
         return self._metadata.config.items()
 
-    def _logs(self) -> dict[int, PartitionLog]:
+    def _logs(self) -> dict[int, Log]:
         found = self._metadata
         return {number: self._cluster._log(found, number) for number in range(found.partitions)}
 
@@ -98,8 +98,8 @@ class Topic:
         partitions = []
         for number, log in self._logs().items():
             log.ensure_valid(self._cluster.timeout)
-            bases, size = log.sizes()
-            epoch = log.leader_epochs().latest()
+            bases, size = log.replica.sizes()
+            epoch = log.replica.leader_epochs().latest()
             partitions.append(PartitionDescription(
                     number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size, log.last_stable_offset
                 ))

@@ -14,7 +14,7 @@ LAYERS = {  # a layer may import itself (where it says so) and what stands in it
     "_os": {"_os", "errors"},
     "_format": {"_format", "errors"},
     "_log": {"_log", "_os", "_format", "errors"},
-    "_replica": {"_replica", "_log", "_os", "_format", "config", "errors"},
+    "_replica": {"_replica", "_log", "_os", "_format", "config", "errors", "types"},
     "_coord": {"_coord", "_log", "_os", "_format", "config", "errors", "types"},
     "_client": {
         "_client", "_coord", "_replica", "_log", "_os", "_format", "config", "partitioners", "assignors", "record_batch", "metrics", "errors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from streamlog._format.batch import Batch
-    from streamlog._log.partition import PartitionLog
+    from streamlog._log.log import Log
     from streamlog.types import Record, TopicPartition
 
 from streamlog._log.reader import LogReader
@@ -24,7 +24,7 @@ class Cursor:
         "reset", "stops_at", "topic_id", "tp",
     )  # fmt: skip
 
-    def __init__(self, tp: TopicPartition, topic_id: bytes, log: PartitionLog, reset: str) -> None:
+    def __init__(self, tp: TopicPartition, topic_id: bytes, log: Log, reset: str) -> None:
         self.tp, self.topic_id, self.log, self.reset = tp, topic_id, log, reset
         self.position: int | None = None
         self.reader: LogReader | None = None

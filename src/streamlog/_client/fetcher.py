@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from streamlog._coord.offsets import CommittedOffset
     from streamlog._format.batch import Batch
-    from streamlog._log.partition import PartitionLog
+    from streamlog._log.log import Log
     from streamlog.config import ConsumerConfig
     from streamlog.types import Record, TopicPartition
 
@@ -30,7 +30,7 @@ _OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H
 class Fetcher:
     """The partitions that a consumer reads.  Belongs to its thread."""
 
-    def __init__(self, home: Home, config: ConsumerConfig, look_into: Callable[[PartitionLog, float], None]) -> None:
+    def __init__(self, home: Home, config: ConsumerConfig, look_into: Callable[[Log, float], None]) -> None:
         """`look_into` sees to an open transaction that keeps records of a log from us."""
         self._home, self.config, self._look_into = home, config, look_into
         self._timeout = config.default_api_timeout_ms / 1000
@@ -308,7 +308,7 @@ class Fetcher:
         self._waiter.wait(min(deadline - now, _LOOK_EVERY) if held_up else deadline - now, lambda: ready() or self.anything())
         return True
 
-    def _held_up_logs(self) -> list[PartitionLog]:
+    def _held_up_logs(self) -> list[Log]:
         """Logs of which an open transaction keeps records from us."""
         if not self._committed_only:
             return []
@@ -324,7 +324,7 @@ class Fetcher:
         for log in self._held_up_logs():
             self.see_to_transaction(log)
 
-    def see_to_transaction(self, log: PartitionLog) -> None:
+    def see_to_transaction(self, log: Log) -> None:
         """Whoever is held up ends what dead or late producers left open, one after the other."""
         until = monotonic() + _PATIENCE
         try:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Generic, TypeVar
 
-    from streamlog._log.partition import PartitionLog
+    from streamlog._log.log import Log
 
     F = TypeVar("F", bound="Fold")
 else:  # `typing` costs a third of a cold start
@@ -31,7 +31,7 @@ from streamlog._replica.home import Home
 class InternalTopic(Generic[F]):
     """The folds of its partitions in this process, each made when it is first asked for.  Safe to share between threads."""
 
-    def __init__(self, home: Home, name: str, partitions: int, fold: Callable[[PartitionLog], F]) -> None:
+    def __init__(self, home: Home, name: str, partitions: int, fold: Callable[[Log], F]) -> None:
         """`partitions`: how many it gets when it is made, which the first key does."""
         self._home, self._name, self._wanted, self._make = home, name, partitions, fold
         self._lock = RLock()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.batch import RecordBatch
 from streamlog._format.batch import BATCH_HEADER_SIZE
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._log.producer_state import SEQUENCES
 from streamlog._os import locks
 from streamlog._os.clock import monotonic
@@ -44,7 +44,7 @@ class Lane:
         "retries", "target", "topic", "tries", "trouble", "turn",
     )  # fmt: skip
 
-    def __init__(self, producer: Producer, target: Target, log: PartitionLog, closed: RecordBatch) -> None:
+    def __init__(self, producer: Producer, target: Target, log: Log, closed: RecordBatch) -> None:
         self.producer, self.log = producer, log
         self.target = weakref.ref(target)  # weakly: a closed producer's mappings go without the collector
         self.topic, self.partition, self.name = log.topic, log.partition, log.name

@@ -13,7 +13,7 @@ from streamlog._client.batch import RecordBatch
 from streamlog._client.lane import Lane
 from streamlog._format import compression
 from streamlog._format.batch import BATCH_HEADER_SIZE
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._replica.metadata import TopicMetadata
 from streamlog.errors import InvalidTimestampError
 from streamlog.partitioners import Sticky
@@ -36,7 +36,7 @@ class Target:
         "metadata", "partitions", "room", "stickiness", "sticky",
     )  # fmt: skip
 
-    def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[PartitionLog], closed: RecordBatch) -> None:
+    def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[Log], closed: RecordBatch) -> None:
         """Raises UnsupportedCompressionError."""
         config = metadata.config
         self.metadata, self.count = metadata, metadata.partitions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamlog._client.transaction_coordinator import TransactionCoordinator
 from streamlog._coord.transaction import Expire, Fence, Transaction, apply
 from streamlog._log.aborted import open_transactions
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 from streamlog._os.clock import left, monotonic
 from streamlog.errors import ConfigurationError, StreamlogError, TransactionalIdNotFoundError
 from streamlog.types import HangingTransaction, TopicPartition, TransactionDescription, TransactionListing
@@ -56,7 +56,7 @@ def hanging(coordinator: TransactionCoordinator, timeout: float) -> list[Hanging
     return [each for log in logs for each in _hanging_in(coordinator, log, timeout)]
 
 
-def _hanging_in(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> list[HangingTransaction]:
+def _hanging_in(coordinator: TransactionCoordinator, log: Log, timeout: float) -> list[HangingTransaction]:
     log.ensure_valid(timeout)
     if log.last_stable_offset == log.high_watermark:
         return []

@@ -22,9 +22,9 @@ from streamlog._coord.transaction import LAST_EPOCH, NOBODY, ONGOING, PREPARING,
 from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._format import names
 from streamlog._log.aborted import open_transactions
-from streamlog._log.partition import Marker, PartitionLog
+from streamlog._log.log import Log
+from streamlog._log.partition import Marker
 from streamlog._log.reader import producer_at
-from streamlog._log.state import DIRTY, HWM
 from streamlog._os import locks, mapping, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.files import PAGE
@@ -53,7 +53,7 @@ class TransactionCoordinator:
         self._lock = RLock()
         self._locks: dict[int, ByteLock] = {}
         self._files: tuple[LockFile, LockFile, Page] | None = None
-        self._met: weakref.WeakKeyDictionary[PartitionLog, tuple[int, tuple[int, int]]] = weakref.WeakKeyDictionary()
+        self._met: weakref.WeakKeyDictionary[Log, tuple[int, tuple[int, int]]] = weakref.WeakKeyDictionary()
 
     # ---- states ----------------------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class TransactionCoordinator:
         stripe = names.transaction_lock(transactional_id)
         page.words[stripe] = process.pid()
         try:
-            if log.log.words[DIRTY]:
+            if log.log.is_unsettled():
                 log.log.catch_up(left(deadline))  # maybe of this id: who died writing its state left it above the high watermark
             log.catch_up(left(deadline))
             before = log.get(transactional_id)
@@ -228,7 +228,7 @@ class TransactionCoordinator:
             if log is not None:
                 log.sync(left(deadline))
 
-    def _partition_log(self, topic_id: bytes, partition: int, timeout: float) -> PartitionLog | None:
+    def _partition_log(self, topic_id: bytes, partition: int, timeout: float) -> Log | None:
         """A partition that was registered; None where its topic was deleted."""
         by_id = self.home.metadata.by_id
         topic = by_id.get(topic_id)
@@ -239,10 +239,10 @@ class TransactionCoordinator:
 
     # ---- who meets an open transaction -----------------------------------------------------------------------------------------
 
-    def look_into(self, log: PartitionLog, timeout: float) -> None:
+    def look_into(self, log: Log, timeout: float) -> None:
         """Somebody met the earliest open transaction of a partition: end it if its producer is dead or late."""
         first = log.last_stable_offset
-        if first >= log.words[HWM]:
+        if first >= log.high_watermark:
             return
         for producer in self._producers_at(log, first, timeout):
             found = self.of_producer(producer[0], timeout)
@@ -251,7 +251,7 @@ class TransactionCoordinator:
             elif log.last_stable_offset == first:  # what ended it would stand in the log by now
                 self.end_hanging(log, *producer, timeout)
 
-    def _producers_at(self, log: PartitionLog, first: int, timeout: float) -> list[tuple[int, int]]:
+    def _producers_at(self, log: Log, first: int, timeout: float) -> list[tuple[int, int]]:
         """Producer id and epoch of the earliest open transaction, which begins at `first`; of all that are open where that is damaged."""
         met = self._met.get(log)
         if met is None or met[0] != first:
@@ -268,7 +268,7 @@ class TransactionCoordinator:
                 return found
         return None
 
-    def end_hanging(self, log: PartitionLog, producer_id: int, epoch: int, timeout: float) -> None:
+    def end_hanging(self, log: Log, producer_id: int, epoch: int, timeout: float) -> None:
         """What ended a transaction is lost here (a power cut; H39): end it by the outcome that is on record, else abort it."""
         found = self.of_producer(producer_id, timeout)
         commit = found is not None and found.ended == (producer_id, epoch, True)
@@ -284,7 +284,7 @@ class TransactionCoordinator:
         outcome = "committed, as its transactional id says" if commit else "aborted"
         logging.getLogger("streamlog").warning("a hanging transaction of producer %s epoch %s in %s was %s", producer_id, epoch, log.name, outcome)
 
-    def end_for_member(self, log: PartitionLog, producer_id: int, epoch: int, *, gone: bool, timeout: float) -> None:
+    def end_for_member(self, log: Log, producer_id: int, epoch: int, *, gone: bool, timeout: float) -> None:
         """Offsets in `log` are pending in this transaction, and somebody waits for them: see that they do not stay so (H37).
 
         If the member that sent them is `gone` from its group, the transaction goes with it.

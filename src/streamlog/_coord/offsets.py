@@ -28,7 +28,8 @@ from streamlog._format import names
 from streamlog._format.batch import CONTROL, TRANSACTIONAL
 from streamlog._format.control import is_commit
 from streamlog._log.fold import Fold, packed, unpacked
-from streamlog._log.partition import PartitionLog, Pending
+from streamlog._log.log import Log
+from streamlog._log.partition import Pending
 from streamlog.types import NamedTuple, OffsetAndMetadata
 
 Place = tuple[bytes, int]  # topic id and partition
@@ -94,7 +95,7 @@ class OffsetsLog(Fold):
 
     snapshot, snapshot_every = names.OFFSETS_SNAPSHOT, 2048  # folding so many records costs 8 ms
 
-    def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
+    def __init__(self, log: Log, *, use_snapshot: bool = True) -> None:
         super().__init__(log, use_snapshot=use_snapshot)
         self._groups: dict[str, GroupOffsets] = {}
         self._open: dict[int, set[tuple[str, Place]]] = {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from streamlog._coord.transaction import DEAD, Ended, Transaction
 from streamlog._format import names
 from streamlog._log.fold import Fold, packed, unpacked
-from streamlog._log.partition import PartitionLog
+from streamlog._log.log import Log
 
 _KIND = "Transaction"
 
@@ -29,7 +29,7 @@ class TransactionsLog(Fold):
 
     snapshot, snapshot_every = names.TRANSACTIONS_SNAPSHOT, 4096
 
-    def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
+    def __init__(self, log: Log, *, use_snapshot: bool = True) -> None:
         super().__init__(log, use_snapshot=use_snapshot)
         self._transactions: dict[str, Transaction] = {}
         self._by_producer: dict[int, str] = {}

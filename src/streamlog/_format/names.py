@@ -17,6 +17,8 @@ TRANSACTION_STRIPES = 512
 TOPIC_LOCK = 65_535
 META_PROPERTIES = "meta.properties"
 RECOVERY_POINTS = "recovery-point-offset-checkpoint"
+HIGH_WATERMARKS = "replication-offset-checkpoint"
+QUORUM_STATE = "quorum-state"
 LEADER_EPOCHS = "leader-epoch-checkpoint"
 LOG, INDEX, TRANSACTION_INDEX, SNAPSHOT = ".log", ".index", ".txnindex", ".snapshot"
 TEMPORARY = ".tmp"
@@ -109,9 +111,19 @@ def _offsets(listing: list[str], ending: str) -> list[int]:
     return sorted(int(name[:20]) for name in listing if len(name) == length and name.endswith(ending) and _DIGITS.issuperset(name[:20]))
 
 
-def state(topic_id: bytes) -> str:
-    """State slots of a topic's partitions, in `run/`."""
-    return f"{topic_id.hex()}.state"
+def state(topic_id: bytes, broker: int = 0) -> str:
+    """State slots of a topic's replicas on a broker, in `run/`."""
+    return f"{topic_id.hex()}.{broker}.state" if broker else f"{topic_id.hex()}.state"
+
+
+def leaders(topic_id: bytes) -> str:
+    """Leaders, in-sync sets and high watermarks of a topic's partitions, in `run/`."""
+    return f"{topic_id.hex()}.leaders"
+
+
+def partition_locks(broker: int) -> str:
+    """Lock bytes of the replicas on a broker, in `run/`."""
+    return f"partitions.{broker}.lock" if broker else PARTITION_LOCKS
 
 
 def group(group_id: str) -> str:
@@ -139,7 +151,8 @@ def transaction_lock(transactional_id: str) -> int:
 def lock_bytes(random_id: bytes) -> int:
     """First of the 65,536 bytes of a lock file that are a topic's or a group's: 47 bits of its random id say where.
 
-    In `partitions.lock` byte 4 p is partition p's, byte 4 p + 1 its sync lock, the last one the topic's own.  In `groups.lock` the
+    In `partitions.lock` byte 4 p is partition p's, byte 4 p + 1 its sync lock, byte 4 p + 2 that of its leadership, the last one the topic's own;
+    other brokers have a file each for the first two.  In `groups.lock` the
     first byte is the group's lock, byte 1 + s the liveness of member slot s.
     """
     return int.from_bytes(random_id[:6], "big") >> 1 << 16

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from streamlog._format.batch import Batch
     from streamlog._format.transaction_index import Aborted
+    from streamlog._log.log import Log
     from streamlog._log.partition import PartitionLog
 
 from streamlog._format import names
@@ -117,8 +118,9 @@ def _replace_index(log: PartitionLog, base: int, entries: list[Aborted], *, sync
         return 0
 
 
-def open_transactions(log: PartitionLog) -> list[tuple[int, int, int]]:
+def open_transactions(anybodys: Log) -> list[tuple[int, int, int]]:
     """The transactions that are open now: producer id, epoch, offset of the first record.  Without the lock."""
+    log = anybodys.replica
     states = newest_snapshot(log, log.words[HWM])
     states.fold(log, log.words[HWM])
     return sorted((producer_id, states.entries[producer_id][0], first) for producer_id, first in states.open.items())

@@ -25,6 +25,19 @@ class Epochs:
         """The epoch that is written now."""
         return self.entries[-1][0]
 
+    def last_before(self, end: int) -> int:
+        """The epoch of the record before `end`; -1: there is none."""
+        return max((number for number, start in self.entries if start < end), default=-1)
+
+    def start_of(self, epoch: int) -> int:
+        """Where an epoch begins, or the next higher one that is known."""
+        return min((start for number, start in self.entries if number >= epoch), default=-1)
+
+    def floor(self, epoch: int, log_end: int) -> tuple[int, int]:
+        """The largest epoch up to `epoch` that has records, and where it ended: what a leader answers (KIP-279); (-1, 0): none."""
+        found = max((number for number, start in self.entries if number <= epoch and start < log_end), default=-1)
+        return (-1, 0) if found < 0 else (found, min(log_end, self.end_offset_for(found, log_end)))
+
     def end_offset_for(self, epoch: int, log_end: int) -> int:
         """Where an epoch ended: the start of the next higher one, or the log's end (org.apache.kafka's LeaderEpochFileCache)."""
         return min((start for number, start in self.entries if number > epoch), default=log_end)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
-from streamlog._log.partition import PartitionLog, Pending
+from streamlog._log.log import Log
+from streamlog._log.partition import Pending
 from streamlog._log.reader import LogReader
 from streamlog._os import files, locks
 from streamlog.errors import StorageError, StreamlogError, StreamlogTimeoutError
@@ -38,7 +39,7 @@ class Fold:
     snapshot_every = 0
     """Offsets between snapshots."""
 
-    def __init__(self, log: PartitionLog, *, use_snapshot: bool = True) -> None:
+    def __init__(self, log: Log, *, use_snapshot: bool = True) -> None:
         self.log = log
         self.version = 0
         """Offset up to which the log is folded."""
@@ -138,7 +139,7 @@ class Fold:
             if magic != SNAPSHOT_MAGIC or fmt.checksum(body) != expected:
                 return
             topic_id, partition, offset, epoch, state = msgpack.unpackb(body, strict_map_key=False)
-            end = log.leader_epochs().end_offset_for(epoch, log.high_watermark)
+            end = log.replica.leader_epochs().end_offset_for(epoch, log.high_watermark)
         except (FileNotFoundError, ValueError, struct.error, StorageError):
             return
         if (topic_id, partition) == (log.topic_id, log.partition) and log.start_offset <= offset <= end:
@@ -169,7 +170,7 @@ class Fold:
         path = self._snapshot_path
         data = SNAPSHOT.pack(SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
         try:
-            files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.pid}{names.TEMPORARY}", synced=False)
+            files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.replica.pid}{names.TEMPORARY}", synced=False)
         except (OSError, StreamlogError):
             pass  # derived: it only spares a longer fold
 

@@ -27,10 +27,12 @@ from streamlog._format.batch import (
 )
 from streamlog._format.control import encode_marker
 from streamlog._log import aborted, epochs, recovery, segment
+from streamlog._log.log import Log
 from streamlog._log.producer_state import BehindError, ProducerStateManager
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
     ABORTED_END,
+    ALIGNED,
     BELL,
     BOOT,
     DEAD,
@@ -72,6 +74,14 @@ _OFFSET_SPAN = 2**31 - 1
 class Pending:
     """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in, and the times under LOG_APPEND_TIME."""
 
+    is_copy = False
+    """Of a batch of the leader's: it is written as it stands, and nothing is asked."""
+    acks_all = True
+    """Acknowledged when all in-sync replicas have it, not just the leader."""
+    placed: tuple[int, int] | None = None
+    """Offset and leader epoch in the leader's log, of a batch that is not acknowledged yet."""
+    commit = False
+    """Of a marker: the transaction counts."""
     attributes = count = 0
     columns = b""
     uncompressed = -1  # bytes of the columns before they were compressed; -1: they are not
@@ -122,8 +132,11 @@ class LogSettings:
         self.flush_messages, self.flush_ms, self.reserve = flush_messages, flush_ms, reserve
 
 
-class PartitionLog:
-    """The log of one partition.  Opens nothing before its first use; safe to share between threads."""
+class PartitionLog(Log):
+    """The log of one partition, or of one replica of it.  Opens nothing before its first use; safe to share between threads."""
+
+    is_replica = False
+    """One of several: leader epochs come from the metadata, and what is lost from the other replicas."""
 
     def __init__(
         self,
@@ -141,6 +154,7 @@ class PartitionLog:
         self.fs, self.directory = fs, directory
         self.topic, self.topic_id, self.partition = topic, topic_id, partition
         self.slot, self.words, self.settings = slot, slot.words, settings
+        self.shown = slot.words
         self.recovery_point = recovery_point
         self._segment_bytes, self._segment_ms = settings.segment_bytes, settings.segment_ms
         self._index_interval = settings.index_interval_bytes
@@ -170,6 +184,11 @@ class PartitionLog:
         self._listing: tuple[int, list[int]] = (-1, [])
         self._epochs: tuple[int, epochs.Epochs | None] = (-1, None)
         self._sync_fd = -1, -1  # inode and descriptor of the segment that was synced last; under the sync lock
+
+    @property
+    def replica(self) -> PartitionLog:
+        """This very log."""
+        return self
 
     # ---- what this process knows of the active segment: counts only while `_known` is what the slot says ---------------
 
@@ -239,9 +258,9 @@ class PartitionLog:
         transactional = batch.attributes & TRANSACTIONAL
         if transactional:
             batch.admit(words[FENCES])
-        if batch.producer is not NO_PRODUCER and self.producers.answer(batch):
+        if batch.producer is not NO_PRODUCER and not batch.is_copy and self.producers.answer(batch):
             return
-        if batch.attributes & LOG_APPEND_TIME:
+        if batch.attributes & LOG_APPEND_TIME and not batch.is_copy:
             batch.base_timestamp = batch.max_timestamp = self.settings.now_ms()
         columns, position, offset = batch.columns, words[POSITION], words[END]
         length = BATCH_HEADER_SIZE + len(columns)
@@ -296,7 +315,6 @@ class PartitionLog:
             if not words[OPEN]:
                 words[OPEN] = offset + 1
             return
-        assert isinstance(batch, Marker)
         producer_id = batch.producer[0]
         first = self.producers.states.open.get(producer_id, -1)
         if first >= 0 and not batch.commit:
@@ -312,6 +330,14 @@ class PartitionLog:
         position, base = view.find(offset, self.words[POSITION])
         return view.batch(position, 0) if base == offset else None
 
+    def is_unsettled(self) -> bool:
+        """Whether a process died inside."""
+        return bool(self.words[DIRTY])
+
+    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:  # noqa: ARG002
+        """There is no other replica."""
+        return False
+
     def catch_up(self, timeout: float) -> None:
         """Adopt what a process that died here left above the high watermark, so that whoever decides next knows of it."""
         under(self.lock, timeout, self._settle_if_changed, for_append=True)
@@ -320,12 +346,15 @@ class PartitionLog:
         if self._map[self._known_start : self._known_end] != self._known:
             self.settle(for_append=for_append)
 
-    def _roll(self, offset: int, position: int) -> None:
-        """Go on in a new segment: its name, then `turn`, then segment and position."""
+    def _roll(self, offset: int, position: int, epoch: int = -1, epoch_start: int = -1) -> None:
+        """Go on in a new segment, in another epoch if one is given: its name, then `turn`, then segment and position."""
         old_fd, old_path, words = self._fd, self._path, self.words
-        self._write_index_entry(offset, position)  # the closing entry: the sealed segment's largest timestamp
+        if position > SEGMENT_HEADER_SIZE:
+            self._write_index_entry(offset, position)  # the closing entry: the sealed segment's largest timestamp
         salt = segment.new_salt()
-        header = fmt.seal_segment_header(salt, self.topic_id, offset, self.partition, self.epoch, self.epoch_start)
+        if epoch < 0:
+            epoch, epoch_start = self.epoch, self.epoch_start
+        header = fmt.seal_segment_header(salt, self.topic_id, offset, self.partition, epoch, epoch_start)
         segment.create(self.fs, self.directory, header, offset)  # roll
         self.store_turn()
         old_index_fd, self._fd, self._index_fd = self._index_fd, -1, -1
@@ -333,16 +362,38 @@ class PartitionLog:
             self._open_active(offset)
         finally:
             self.fs.close(old_index_fd)
-        words[SEGMENT], words[INODE], words[SALT] = offset, self._inode, salt
+        words[SEGMENT], words[INODE], words[SALT], words[EPOCH] = offset, self._inode, salt, epoch
         words[POSITION], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = SEGMENT_HEADER_SIZE, 0, 0, 0
         self._create_index()
         words[ABORTED_END] = aborted.create_index(self.fs, self.directory, offset, salt)
         self._learn()
         self.producers.rolled()
         try:
-            self.fs.truncate(old_fd, position, old_path)
+            if position > SEGMENT_HEADER_SIZE:
+                self.fs.truncate(old_fd, position, old_path)
         finally:
             self.fs.close(old_fd)
+
+    def begin_epoch(self, epoch: int, start: int) -> None:
+        """Go on in a leader epoch that begins at `start`: in a new segment; one without records is replaced.  Under the lock, settled.
+
+        The epoch is on the disk elsewhere: it comes from the metadata.
+        """
+        words = self.words
+        known = [entry for entry in self.leader_epochs().entries if entry[0] < epoch and entry[1] < start]
+        try:
+            self._inside = True
+            words[DIRTY] = self.pid
+            self._roll(words[END], words[POSITION], epoch, start)
+            words[DIRTY] = 0
+            self._inside = False
+        except BaseException:
+            self._known = b""
+            raise
+        try:
+            epochs.save(self.fs, self.directory, epochs.Epochs([*known, (epoch, start)]))
+        except StorageFullError:
+            pass  # derived: it is read from the segments' headers then
 
     def store_turn(self) -> None:
         """Announce a change that is not an append: a value that was never there before (H4)."""
@@ -425,7 +476,7 @@ class PartitionLog:
             valid=words[BOOT] == self.boot and words[DIRECTORY] == directory and active,
             failed=bool(words[FAILED]) and for_append,
             dirty=bool(words[DIRTY]),
-            opener=self._may_recover_failure,
+            opener=self._may_recover_failure and not self.is_replica,
         )
 
     def _is_active(self, bases: list[int]) -> bool:
@@ -470,6 +521,15 @@ class PartitionLog:
         """For readers whose segment is not there: with nobody inside, what the directory shows is what counts.  Under the lock."""
         self._listing = (-1, [])
         self._settle_if_changed(for_append=False)
+
+    def revive(self) -> None:
+        """Of a replica whose broker comes back: believe nothing that is not on its disk or in its slot.  Under the lock."""
+        words = self.words
+        words[ALIGNED] = 0
+        if words[BOOT] == self.boot and (words[FAILED] or words[SYNCING]) and self._facts(for_append=False).valid:
+            recovery.rewrite_in_place(self)
+        self._listing = (-1, [])
+        self.settle(for_append=False)
 
     def ensure_valid(self, timeout: float) -> None:
         """For readers: recover the log if nobody has since the boot, so that the slot counts."""
@@ -606,7 +666,7 @@ class PartitionLog:
     def _recover_unknown_sync(self) -> None:
         if self.words[SYNCING] and self.words[BOOT] == self.boot:
             self.forget()
-            recovery.rewrite_unsynced(self)
+            (recovery.rewrite_in_place if self.is_replica else recovery.rewrite_unsynced)(self)
 
     def _sync_files(self) -> None:
         """Older segments from the recovery point, the directory, then the active segment (H29)."""

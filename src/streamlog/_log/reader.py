@@ -10,13 +10,14 @@ if TYPE_CHECKING:
 
 from streamlog._format.batch import CONTROL, SEGMENT_HEADER_SIZE, TRANSACTIONAL, Batch, UnknownVersionError
 from streamlog._log.aborted import AbortedTransactions
+from streamlog._log.log import Log
 from streamlog._log.partition import PartitionLog
 from streamlog._log.segment import SegmentView
-from streamlog._log.state import BOOT, DEAD, HWM, OPEN, POSITION, SEGMENT, START, TURN
+from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
-from streamlog.errors import CorruptRecordError, OffsetOutOfRangeError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import CorruptRecordError, OffsetOutOfRangeError, StorageError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 _LOOKS = 4  # without the lock: each fails only if a segment was rolled or cut meanwhile
 _NO_LIMIT = 2**62
@@ -26,31 +27,37 @@ class LogReader:
     """Reads a partition's batches in order, from an offset.  Belongs to one thread."""
 
     __slots__ = (
-        "_aborted", "_limit", "_turn", "_view", "committed", "diverged", "epoch", "log", "offset", "opened", "position", "timeout", "verify",
-        "words",
+        "_aborted", "_limit", "_shown", "_turn", "_view", "committed", "diverged", "epoch", "log", "offset", "opened", "position", "replica",
+        "timeout", "verify", "words",
     )  # fmt: skip
 
     def __init__(
-        self, log: PartitionLog, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0, committed: bool = False
+        self, log: Log, offset: int, *, epoch: int = -1, verify: bool = True, timeout: float = 60.0, committed: bool = False
     ) -> None:
         """Begin at `offset`, which was read in leader epoch `epoch` (-1: not known); if `committed`, stop at the last stable offset."""
-        self.committed = committed
-        self._aborted = AbortedTransactions(log, timeout) if committed else None
-        self.log, self.words, self.verify, self.timeout = log, log.words, verify, timeout
+        self.log, self.verify, self.timeout, self.committed = log, verify, timeout, committed
+        self._shown = log.shown
+        self._bind(log.replica)
         self.offset = offset  # of the next batch to read; at first possibly inside one
         self.epoch = epoch
         self.diverged: int | None = None  # where the log was cut below `offset`; who takes note of it puts None back
-        self._view: SegmentView | None = None
+        self._view: SegmentView | None
         self.opened: Callable[[LogReader], None] | None = None  # told when a file is mapped
-        self._turn = -1
         self.position, self._limit = 0, 0
+
+    def _bind(self, replica: PartitionLog) -> None:
+        """Read this log from now on."""
+        self.replica, self.words = replica, replica.words
+        self._aborted = AbortedTransactions(replica, self.timeout) if self.committed else None
+        self._view = None
+        self._turn = -1
 
     def is_ready(self) -> bool:
         """Whether `next` has something to say: a batch, or a change to look into."""
         words = self.words
         if self.committed:
             return bool(self.log.last_stable_offset > self.offset or words[TURN] != self._turn)
-        return bool(words[HWM] > self.offset or words[TURN] != self._turn)
+        return bool(self._shown[HWM] > self.offset or words[TURN] != self._turn)
 
     def hides(self, batch: Batch) -> bool:
         """Whether a batch that `next` returned is shown to nobody: a marker, or aborted records where only `committed` ones are wanted."""
@@ -70,16 +77,25 @@ class LogReader:
         Raises: OffsetOutOfRangeError, CorruptRecordError (its `next_offset` can be read), UnsupportedFormatError,
         DiskFailedError, UnknownTopicOrPartitionError.
         """
-        words = self.words
+        while True:
+            try:
+                return self._next()
+            except (StorageError, FileNotFoundError) as error:
+                if isinstance(error, UnsupportedFormatError) or not self.log.mend(self.replica, error, self.timeout):
+                    raise
+                self.release()
+
+    def _next(self) -> Batch | None:
+        shown = self._shown
         while True:
             if self.offset >= self._limit:
                 self._locate()
-            high_watermark = words[HWM]  # first the high watermark, then turn (reader-hwm-then-turn)
+            high_watermark = shown[HWM]  # first the high watermark, then turn (reader-hwm-then-turn)
             if not STRONG_ORDER:
                 barrier()
-            if self.committed and 0 < (first_open := words[OPEN]) <= high_watermark:
-                high_watermark = first_open - 1
-            if words[TURN] != self._turn:
+            if self.committed:
+                high_watermark = self.log.last_stable_offset
+            if self.words[TURN] != self._turn:
                 self._locate()
                 continue
             if self.offset >= high_watermark:
@@ -97,7 +113,7 @@ class LogReader:
         try:
             batch = self._batch(view, position, verify=self.verify)
         except (ValueError, UnknownVersionError):
-            batch = under(self.log.lock, self.timeout, self._read_again, view, position)  # H2
+            batch = under(self.replica.lock, self.timeout, self._read_again, view, position)  # H2
         offset, after, epoch = batch.next_offset, position + batch.length, batch.leader_epoch
         self.offset, self.position, self.epoch = offset, after, epoch  # together, whatever a signal handler raises
         return batch
@@ -125,7 +141,7 @@ class LogReader:
         except (ValueError, UnknownVersionError) as error:
             end = min(self._published(), view.size)
             beyond = view.after_damage(position, self.offset, end)
-            next_offset = beyond[0] if beyond else min(self._limit, self.words[HWM])
+            next_offset = beyond[0] if beyond else min(self._limit, self._shown[HWM])
             message = f"{view.path}, position {position}, offset {self.offset} of {self.log.name}: {error}; next readable: {next_offset}"
             if isinstance(error, UnknownVersionError):
                 raise UnsupportedFormatError(message, view.path, position, next_offset) from None
@@ -138,16 +154,22 @@ class LogReader:
         """Find the segment and the position of `offset`."""
         self.log.ensure_valid(self.timeout)
         for _ in range(_LOOKS):
+            replica = self.log.replica
+            if replica is not self.replica:
+                self._bind(replica)
+            turn = self.words[TURN]  # loaded before the directory is looked at (slow-turn-first), and before it is asked who leads
+            if self.log.replica is not replica:
+                continue
             try:
-                if self._find(self.words[TURN]):  # loaded before the directory is looked at (slow-turn-first)
+                if self._find(turn):
                     return
             except FileNotFoundError:
                 break  # somebody is inside a cut, or died there, or the file is lost
-        under(self.log.lock, self.timeout, self._find_in_peace)
+        under(self.replica.lock, self.timeout, self._find_in_peace)
 
     def _find_in_peace(self) -> None:
         """Under the lock nothing changes: where segments come faster than one can look, or one is not there."""
-        self.log.look_again()
+        self.replica.look_again()
         try:
             self._find(self.words[TURN])
         except FileNotFoundError:
@@ -157,15 +179,15 @@ class LogReader:
         if self.words[BOOT] == DEAD:
             raise UnknownTopicOrPartitionError(f"topic {self.log.topic!r} was deleted")
         raise CorruptRecordError(
-            f"{self.log.directory}: a segment of {self.log.name} is missing", self.log.directory, 0, "a segment", None, self.offset
+            f"{self.replica.directory}: a segment of {self.log.name} is missing", self.replica.directory, 0, "a segment", None, self.offset
         )
 
     def _find(self, turn: int) -> bool:
-        log, words = self.log, self.words
+        log, words = self.replica, self.words
         bases = log.segments()
         if self.epoch >= 0:
             self._check_epoch()
-        high_watermark = words[HWM]
+        high_watermark = self._shown[HWM]
         if words[BOOT] == DEAD:
             self._missing()
         if not words[START] <= self.offset <= high_watermark:
@@ -197,7 +219,7 @@ class LogReader:
     def _open(self, base_offset: int, end: int) -> SegmentView:
         """A segment's view; where its header is damaged the error says that the next segment can be read."""
         try:
-            return SegmentView(self.log.fs, self.log.directory, base_offset)
+            return SegmentView(self.replica.fs, self.replica.directory, base_offset)
         except (CorruptRecordError, UnsupportedFormatError) as error:
             error.next_offset = end
             raise
@@ -223,44 +245,44 @@ class LogReader:
 
     def _check_epoch(self) -> None:
         """A position that lies beyond the end of its epoch was cut away: go on from the divergence (KIP-320)."""
-        known = self.log.leader_epochs()
-        end = known.end_offset_for(self.epoch, self.words[HWM])
+        known = self.replica.leader_epochs()
+        end = known.end_offset_for(self.epoch, self._shown[HWM])
         if self.offset > end:
             self.offset = self.diverged = end
 
 
-def beginning_offset(log: PartitionLog, timeout: float) -> int:
+def beginning_offset(log: Log, timeout: float) -> int:
     """First offset that can be read."""
     log.ensure_valid(timeout)
     return log.start_offset
 
 
-def end_offset(log: PartitionLog, timeout: float, *, committed: bool = False) -> int:
+def end_offset(log: Log, timeout: float, *, committed: bool = False) -> int:
     """Offset that the next record becomes visible at, or the next `committed` one."""
     log.ensure_valid(timeout)
     return log.last_stable_offset if committed else log.high_watermark
 
 
-def is_held_up(log: PartitionLog, offset: int) -> bool:
+def is_held_up(log: Log, offset: int) -> bool:
     """Whether there are records from `offset` on that an open transaction keeps from readers of committed ones."""
-    return log.last_stable_offset <= offset < log.words[HWM]
+    return log.last_stable_offset <= offset < log.high_watermark
 
 
-def producer_at(log: PartitionLog, offset: int, timeout: float) -> tuple[int, int]:
+def producer_at(log: Log, offset: int, timeout: float) -> tuple[int, int]:
     """Producer id and epoch of the batch that holds `offset`; (-1, -1) where there is none."""
     batch = LogReader(log, offset, timeout=timeout).next()
     return (-1, -1) if batch is None else (batch.producer_id, batch.producer_epoch)
 
 
-def find_timestamp(log: PartitionLog, timestamp_ms: int, timeout: float, *, committed: bool = False) -> tuple[int, int, int] | None:
+def find_timestamp(log: Log, timestamp_ms: int, timeout: float, *, committed: bool = False) -> tuple[int, int, int] | None:
     """Offset, timestamp and leader epoch of the first record, in log order, at or after `timestamp_ms`; None: there is none.
 
     A sealed segment whose closing index entry says that all is earlier is passed over; inside one the index narrows the scan.
     """
     stable = end_offset(log, timeout, committed=committed)
+    high_watermark, log = log.high_watermark, log.replica
     aborted = AbortedTransactions(log, timeout) if committed else None
-    high_watermark = log.high_watermark
-    bases = log.segments()
+    bases = [base for base in log.segments() if base <= high_watermark]  # a replica may have more
     for base, limit in zip(bases, [*bases[1:], high_watermark]):
         if limit != high_watermark and (largest := log.largest_timestamp(base, limit)) is not None and largest < timestamp_ms:
             continue

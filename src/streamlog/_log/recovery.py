@@ -22,6 +22,7 @@ from streamlog._log import aborted, epochs, segment
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
     ABORTED_END,
+    ALIGNED,
     BOOT,
     DIRECTORY,
     DIRTY,
@@ -43,7 +44,7 @@ from streamlog._log.state import (
     SYNCED_AT,
     SYNCING,
 )  # fmt: skip
-from streamlog._os import process
+from streamlog._os import files, process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC
 from streamlog.errors import CorruptRecordError, DiskFailedError, StorageError
@@ -91,7 +92,7 @@ def after_boot(log: PartitionLog) -> None:
     """
     fs, directory, words = log.fs, log.directory, log.words
     words[BOOT] = 0
-    words[HWM] = 0
+    words[HWM] = words[ALIGNED] = 0
     words[FAILED] = words[SYNCING] = 0
     listing = fs.listdir(directory)
     for name in listing:
@@ -101,7 +102,9 @@ def after_boot(log: PartitionLog) -> None:
     headers = {base: _header(log, base) for base in bases}
     if not bases or headers[bases[0]] is None:
         raise DiskFailedError(f"{directory} has no readable first segment; {log.name} cannot be opened")
-    epoch = max(header.leader_epoch for header in headers.values() if header) + 1
+    epoch = max(header.leader_epoch for header in headers.values() if header)
+    if not log.is_replica:
+        epoch += 1  # of a replica the metadata raise it, before anything is written to it
     kept, end, tail = _whole(log, _continuing(bases, headers), headers)
     _sync_kept(log, [base for base in kept if base != end])
     _begin_segment(log, end, epoch)  # before any is removed: their epochs would be forgotten with them
@@ -226,7 +229,7 @@ def after_death(log: PartitionLog) -> None:
     for at, batch in view.batches(position, end, _EVERYTHING, view.size):
         end, position = batch.next_offset, at + batch.length
         transactional = transactional or bool(batch.attributes & fmt.TRANSACTIONAL)
-    if view.header.leader_epoch != words[EPOCH]:  # somebody died in a cut: its epoch may not be on the disk
+    if view.header.leader_epoch != words[EPOCH] and not log.is_replica:  # somebody died in a cut: its epoch may not be on the disk
         _begin_segment(log, end, max(view.header.leader_epoch, words[EPOCH]) + 1)
         view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
@@ -235,6 +238,60 @@ def after_death(log: PartitionLog) -> None:
     words[HWM] = end
     words[OPEN] = first_open
     words[DIRTY] = 0
+
+
+def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
+    """Cut a follower's log to `offset`; it goes on in a new segment in the epoch of the leader's record there (H45).
+
+    Who dies before the segment has its name leaves the records there: they are adopted, and cut again, since ALIGNED was not stored.
+    Under the log's lock, settled.
+    """
+    fs, directory, words = log.fs, log.directory, log.words
+    bases = names.base_offsets(fs.listdir(directory))
+    known = [entry for entry in log.leader_epochs().entries if entry[0] < epoch and entry[1] < epoch_start]
+    log.forget()
+    words[DIRTY] = log.pid
+    words[HWM] = offset
+    header = fmt.seal_segment_header(segment.new_salt(), log.topic_id, offset, log.partition, epoch, epoch_start)
+    segment.create(fs, directory, header, offset)
+    for base in bases:
+        if base > offset:
+            _remove(log, base)
+    _drop_snapshots(log, offset)
+    log.store_turn()
+    words[SYNCED] = min(words[SYNCED], offset)
+    _store_words(log, SegmentView(fs, directory, offset), SEGMENT_HEADER_SIZE, offset)
+    _, words[OPEN] = aborted.recover(log, max(offset - 1, 0))  # the segment that ends here may have entries of later markers
+    words[DIRTY] = 0
+    epochs.save(fs, directory, epochs.Epochs([*known, (epoch, epoch_start)]))
+
+
+def rewrite_in_place(log: PartitionLog) -> None:
+    """A sync of a replica failed: what it should have covered is written anew, byte for byte, under the same names (H30).
+
+    Nothing else changes: it is the same log, of which now more is on the disk.  Under the log's lock.
+    """
+    fs, directory, words = log.fs, log.directory, log.words
+    log.forget()
+    if words[DIRTY]:
+        after_death(log)
+    bases = names.base_offsets(fs.listdir(directory))
+    for base in bases[max(0, bisect_right(bases, words[SYNCED] - 1) - 1) :]:
+        path = f"{directory}/{names.log(base)}"
+        temporary = f"{path}.{process.pid()}{names.TEMPORARY}"
+        data = files.read_file(fs, path, 1 << 40)
+        fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
+        try:
+            fs.pwritev(fd, (data,), 0, temporary)
+            fs.sync(fd, temporary)
+        finally:
+            fs.close(fd)
+        fs.replace(temporary, path)
+    fs.sync_dir(directory)
+    log.store_turn()
+    words[INODE] = SegmentView(fs, directory, bases[-1]).inode
+    words[SYNCED] = words[END]
+    words[SYNCING] = words[FAILED] = 0
 
 
 def rewrite_unsynced(log: PartitionLog) -> None:
@@ -305,7 +362,7 @@ def _batches(log: PartitionLog, bases: list[int], start: int, end: int) -> Itera
 
 
 def refuse(log: PartitionLog) -> None:
-    """Who wrote here when the sync failed, or after, must see the failure, not go round it (H30)."""
+    """Who wrote here when the sync failed, or after, must see the failure, not go round it (H30); a replica waits for its broker's start."""
     raise DiskFailedError(f"a sync of {log.name} failed; it refuses writes until the cluster is opened again")
 
 

@@ -21,6 +21,8 @@
     OPEN            first offset of the earliest open transaction, plus 1; 0: none appender, recovery: before the HWM that covers
                                                                                    a transaction, after the one that ends it
     ABORTED_END     size of the active segment's transaction index                 appender, recovery; before OPEN
+    ALIGNED         of a replica: the leader epoch in which its log was last compared with the leader's, or led: from then on its
+                    end counts                                                     copier, leader, recovery; log lock
 
 The last stable offset is the lesser of HWM and OPEN - 1; who wants it loads HWM first (docs/crash-safety.md, "Transactions").
 Readers load HWM, then TURN, and nothing else in the steady state; those of committed records OPEN after HWM.  All words are
@@ -39,11 +41,11 @@ from streamlog._os.mapping import Page
 
 (
     HWM, BELL, FENCES, TURN, BOOT, DIRECTORY, SEGMENT, INODE, SALT, EPOCH, FAILED, DIRTY, END, POSITION, MAX_TIMESTAMP,
-    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT, OPEN, ABORTED_END,
-) = range(24)  # fmt: skip
+    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT, OPEN, ABORTED_END, ALIGNED,
+) = range(25)  # fmt: skip
 NAMES = (
     "HWM", "BELL", "FENCES", "TURN", "BOOT", "DIRECTORY", "SEGMENT", "INODE", "SALT", "EPOCH", "FAILED", "DIRTY", "END", "POSITION",
-    "MAX_TIMESTAMP", "FIRST_TIMESTAMP", "INDEXED", "INDEX_END", "START", "SYNCED", "SYNCING", "SYNCED_AT", "OPEN", "ABORTED_END",
+    "MAX_TIMESTAMP", "FIRST_TIMESTAMP", "INDEXED", "INDEX_END", "START", "SYNCED", "SYNCING", "SYNCED_AT", "OPEN", "ABORTED_END", "ALIGNED",
 )  # fmt: skip
 KNOWN = slice(TURN * 8, DIRTY * 8 + 8)  # bytes of a slot that only something other than an append changes
 
@@ -58,8 +60,9 @@ _HEADER = struct.Struct("<4sB3x16sQQ")  # magic, version, topic id, device and i
 class StateFile:
     """The slots of a topic's partitions, mapped.  Born whole, reset in place, never renamed over or unlinked."""
 
-    def __init__(self, fs: FileSystem, path: str, topic_id: bytes) -> None:
+    def __init__(self, fs: FileSystem, path: str, topic_id: bytes, slot_words: int = SLOT_WORDS) -> None:
         self._fs, self.path, self._topic_id = fs, path, topic_id
+        self._slot_words, self._slot_bytes = slot_words, 8 * slot_words
         try:
             self._open()
         except FileNotFoundError:
@@ -84,13 +87,13 @@ class StateFile:
 
     def holds(self, partition: int) -> bool:
         """Whether the mapped file has a slot for this partition."""
-        return PAGE + (partition + 1) * SLOT_BYTES <= self.page.size
+        return PAGE + (partition + 1) * self._slot_bytes <= self.page.size
 
     def grow(self, partition: int) -> None:
         """Make room for this partition's slot; live slots keep their words.  Needs the topic's lock."""
         fd = self._fs.open(self.path, O_RDWR)
         try:
-            size = -(-(PAGE + (partition + 1) * SLOT_BYTES) // PAGE) * PAGE
+            size = -(-(PAGE + (partition + 1) * self._slot_bytes) // PAGE) * PAGE
             if self._fs.fstat(fd).st_size < size:
                 self._fs.allocate(fd, size, self.path)
         finally:
@@ -99,7 +102,7 @@ class StateFile:
 
     def slot(self, partition: int) -> Slot:
         """The partition's slot."""
-        return Slot(self.page, PAGE + partition * SLOT_BYTES)
+        return Slot(self.page, PAGE + partition * self._slot_bytes, self._slot_words)
 
 
 class Slot:
@@ -107,10 +110,10 @@ class Slot:
 
     __slots__ = ("halves", "known_end", "known_start", "map", "page", "words")
 
-    def __init__(self, page: Page, start: int) -> None:
+    def __init__(self, page: Page, start: int, slot_words: int = SLOT_WORDS) -> None:
         self.page, self.map = page, page.map
-        self.words = page.words[start // 8 : start // 8 + SLOT_WORDS]
-        self.halves = page.halves[start // 4 : start // 4 + 2 * SLOT_WORDS]
+        self.words = page.words[start // 8 : start // 8 + slot_words]
+        self.halves = page.halves[start // 4 : start // 4 + 2 * slot_words]
         self.known_start, self.known_end = start + KNOWN.start, start + KNOWN.stop
 
     @property

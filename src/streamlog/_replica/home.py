@@ -15,23 +15,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-from streamlog._format import checkpoint, names
+from streamlog._format import names
 from streamlog._log import partition as partition_log
+from streamlog._log.log import Log
 from streamlog._log.partition import LogSettings, PartitionLog
-from streamlog._log.state import OPEN, SYNCED, StateFile
+from streamlog._log.state import OPEN, SYNCED, Slot, StateFile
 from streamlog._os import files, locks, mapping, process
 from streamlog._os.clock import Clock, monotonic, sleep
 from streamlog._os.files import FileSystem
-from streamlog._os.locks import METADATA, PARTITION, ByteLock, LockFile, under
+from streamlog._os.locks import METADATA, PARTITION, SYNC, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
+from streamlog._replica import leadership
 from streamlog._replica import metadata as metadata_log
+from streamlog._replica.brokers import Broker, read_properties
+from streamlog._replica.brokers import make as make_broker
+from streamlog._replica.controller import Controller
+from streamlog._replica.fetcher import Fetcher
 from streamlog._replica.metadata import Metadata, TopicMetadata
+from streamlog._replica.quorum import Quorum
+from streamlog._replica.replicated import ReplicatedLog
 from streamlog.config import ClusterConfig
 from streamlog.errors import (
     ClosedError,
     DiskFailedError,
     InvalidConfigError,
     NotAClusterError,
+    StorageError,
     StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
@@ -47,36 +56,51 @@ _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
 _OPEN_LOGS = 80  # up to three descriptors each (H11)
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
-_OURS = frozenset((names.LOCK, names.CLUSTER, names.RUN, names.broker(0)))
+_SAVE = 5.0  # seconds between checkpoints (Kafka's replica.high.watermark.checkpoint.interval.ms)
+_CHECKPOINTS = 1 << 20  # bytes of `cluster.lock` from here on are the locks of brokers' checkpoints
 
 
 class TopicFiles:
-    """The state file of one topic, and its partitions' logs.  Needs no descriptor of its own."""
+    """The state files of one topic, and its partitions' logs.  Needs no descriptor of its own."""
 
-    __slots__ = ("lock", "logs", "state")
+    __slots__ = ("leaders", "lock", "logs", "states", "topic_id")
 
-    def __init__(self, state: StateFile, lock_file: LockFile, topic_id: bytes) -> None:
-        self.state = state
+    def __init__(self, lock_file: LockFile, topic_id: bytes, what: str) -> None:
+        self.topic_id = topic_id
+        self.states: dict[int, StateFile] = {}  # by broker
+        self.leaders: StateFile | None = None  # with several brokers
         index = names.lock_bytes(topic_id) + names.TOPIC_LOCK
-        self.lock = ByteLock(lock_file, index, PARTITION, lambda: f"the topic lock of {state.path}, held by another process")
-        self.logs: dict[int, PartitionLog] = {}
+        self.lock = ByteLock(lock_file, index, PARTITION, lambda: f"the {what}, held by another process")
+        self.logs: dict[int, PartitionLog | ReplicatedLog] = {}
 
 
 class Home:
     """An open cluster directory.  Safe to share between threads; not between a process and its fork."""
 
-    def __init__(self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool) -> None:
+    def __init__(
+        self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool,
+        brokers: int | list[str] | None = None,
+    ) -> None:  # fmt: skip
+        """`brokers`: how many, below the home, or where they are; None: as it was made, with one where it is made now."""
         self.fs, self.path, self._reserve = fs, path, reserve
         self.closed = ""
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
+        self.brokers: dict[int, Broker] = {}
+        self.quorum: Quorum | None = None
+        self._broker_paths: dict[int, str] = {}
+        self._stored_config: dict[str, Any] = {}
+        self._broker_locks: dict[int, LockFile] = {}
         self.next_tick = monotonic() + _TICK
-        self.met_transaction: Callable[[PartitionLog], None] = _nothing
+        self._next_save = monotonic() + _SAVE
+        self.met_transaction: Callable[[Log], None] = _nothing
         """Called now and then for a log with an open transaction: its producer may be dead."""
         self._lock_files: list[LockFile] = []
+        self.fetcher = Fetcher(self)
+        self.controller = Controller(self)
         try:
-            self._enter(create, config, timeout)
+            self._enter(create, config, None if brokers is None else _paths(path, brokers), timeout)
         except BaseException:
             self.abandon()
             raise
@@ -84,28 +108,122 @@ class Home:
 
     # ---- entering ------------------------------------------------------------------------------------------------------------
 
-    def _enter(self, create: bool, config: Mapping[str, Any], timeout: float) -> None:
+    def _enter(self, create: bool, config: Mapping[str, Any], brokers: dict[int, str] | None, timeout: float) -> None:
         self._wanted_config = {name: ClusterConfig(config).items()[name] for name in config}
+        self._wanted_brokers = brokers
         self._prepare(create)
         self._home_lock = self._locked(timeout)
-        broker = f"{self.path}/{names.broker(0)}"
         self.cluster_id = self._check_cluster()
-        self._broker_lock = self.keep(LockFile(self.fs, f"{broker}/{names.LOCK}"))
-        if not self._broker_lock.try_shared(0):
-            raise StreamlogTimeoutError(f"{broker} is being remade by another process")
         run = f"{self.path}/{names.RUN}"
         self._run_locks = self.keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
         self._partition_locks = self.keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
+        unopened = self._open_brokers()
         self._claim_process()
         self.clock = Clock(self._page.words, _CLOCK)
         self.bell = Bell(self._page, _BELL * 2)
-        self._recovery_points = self._load_recovery_points()
-        topic = TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {})
-        log = self.log(topic, 0, timeout)
         lock = ByteLock(self._run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
-        self.metadata = Metadata(log, lock)
+        if self.is_replicated:
+            self.fs = files.letting_go(self.fs)  # a disk that hangs must not keep the interpreter (H40)
+            self.quorum = self._make_quorum()
+            self.metadata = Metadata(self.quorum, lock, quorum=True)
+        else:
+            self.metadata = Metadata(self.log(TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {}), 0, timeout), lock)
         self.metadata.now_ms = self.clock.now_ms
+        if self.quorum is not None:
+            self._join_quorum(self.quorum, lock, unopened, timeout)
         self.metadata.refresh(timeout)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether there are several brokers: partitions have leaders then, and the metadata a quorum."""
+        return len(self.brokers) > 1
+
+    def _open_brokers(self) -> dict[int, Exception]:
+        """Open the brokers' directories; returns those of several that cannot be."""
+        unopened: dict[int, Exception] = {}
+        for number, path in self._broker_paths.items():
+            broker = self.brokers[number] = Broker(self.fs, number, path)
+            try:
+                broker.open(self.cluster_id)
+            except (OSError, StreamlogError) as error:
+                if len(self._broker_paths) == 1:
+                    raise
+                unopened[number] = error
+        if len(unopened) == len(self._broker_paths):
+            raise next(iter(unopened.values()))
+        return unopened
+
+    def _make_quorum(self) -> Quorum:
+        files_ = self._open_topic(metadata_log.TOPIC_ID, 60.0)
+        topic = TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {})
+        if len(self.brokers) == 2:
+            self._make_home_copy()
+        lock_byte = names.lock_bytes(metadata_log.TOPIC_ID) + 2
+        return Quorum(
+            self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
+            lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_usable, self.config.replica_lag_time_max_ms,
+        )  # fmt: skip
+
+    def voters(self) -> list[int]:
+        """The copies of the metadata log: one in each broker; of two the home holds a third."""
+        found = sorted(self.brokers)
+        return [*found, leadership.HOME] if len(found) == 2 else found
+
+    def _is_usable(self, broker: int) -> bool:
+        known = self.metadata.brokers.get(broker)
+        opened = self.brokers.get(broker)
+        if opened is not None and opened.lock_file is None:
+            return False
+        return known is None or known.is_online
+
+    def _make_home_copy(self) -> None:
+        directory = self.directory(names.METADATA_TOPIC, 0, leadership.HOME)
+        if not files.is_directory(directory):
+            partition_log.create(self.fs, directory, metadata_log.TOPIC_ID, 0)
+            self.fs.sync_dir(self.path)
+
+    def _join_quorum(self, quorum: Quorum, lock: ByteLock, unopened: dict[int, Exception], timeout: float) -> None:
+        """See that the metadata can be read, that they know the brokers, and that who cannot be opened is out (H43)."""
+        if not quorum.is_begun():
+            under(lock, timeout, quorum.catch_up, timeout)
+        metadata = self.metadata
+        metadata.refresh(timeout)
+        if not metadata.brokers:
+            metadata.write(timeout, self._first_records)
+        metadata.written = self._after_write
+        for number, error in unopened.items():
+            known = metadata.brokers.get(number)
+            if known is not None and known.is_online:
+                if len(self.processes()) > 1:
+                    raise StorageError(f"broker {number} cannot be opened here, though other processes have it open: {error}") from error
+                self.controller.fail(number, error, timeout)
+        self._describe_anew()
+
+    def _first_records(self) -> list[list[Any]]:
+        if self.metadata.brokers:
+            return []
+        found: list[list[Any]] = [["ClusterRecord", self._wanted_config]]
+        for number, broker in sorted(self.brokers.items()):
+            directory_id = read_properties(self.fs, broker.path).get("directory.id", "")
+            found.append(["RegisterBrokerRecord", number, self._relative(broker.path), directory_id])
+        return found
+
+    def _relative(self, path: str) -> str:
+        return path.removeprefix(f"{self.path}/")
+
+    def _absolute(self, path: str) -> str:
+        return path if path.startswith("/") else f"{self.path}/{path}"
+
+    def _after_write(self) -> None:
+        """Copies of the metadata that failed in a write: their brokers are out."""
+        quorum = self.quorum
+        if quorum is None or not quorum.failures:
+            return
+        failures, quorum.failures = quorum.failures, {}
+        for broker, error in failures.items():
+            known = self.metadata.brokers.get(broker)
+            if known is not None and known.is_online:
+                self.controller.fail(broker, error, 10.0)
 
     def keep(self, lock_file: LockFile) -> LockFile:
         """Watch a lock file's name from now on, and close it with the home."""
@@ -128,7 +246,7 @@ class Home:
                 raise NotAClusterError(f"{self.path}/{name} is not a directory; links are not followed")
         if names.CLUSTER in listing:
             return
-        strangers = sorted(name for name in listing - _OURS if not name.endswith(names.TEMPORARY))
+        strangers = sorted(name for name in listing if not _is_ours(name))
         if strangers:
             raise NotAClusterError(f"{self.path} is not a cluster: it has {strangers[0]!r} and no {names.CLUSTER}")
         if not create:
@@ -208,29 +326,47 @@ class Home:
             return
         except FileNotFoundError:
             pass
-        broker = f"{self.path}/{names.broker(0)}"
-        for name in self.fs.listdir(self.path):
-            if name.startswith(names.broker(0)) and name.endswith(names.TEMPORARY):
-                files.remove_tree(f"{self.path}/{name}")
-        if files.is_directory(broker):
-            cluster_id = _read_properties(self.fs, broker)["cluster.id"]
-            if self.fs.listdir(broker) and not self._is_new(broker):
-                raise NotAClusterError(f"{self.path} has lost its {names.CLUSTER}: restore it, or copy the topics elsewhere")
-        else:
-            cluster_id = process.random_bytes(16).hex()
-            self._make_broker(broker, cluster_id)
+        brokers = self._wanted_brokers or self._found_brokers()
+        self._sweep(brokers)
+        cluster_id = self._owner_of_all(brokers)
+        for number, broker in brokers.items():
+            if not files.exists(f"{broker}/{names.META_PROPERTIES}"):
+                make_broker(self.fs, broker, number, cluster_id, self.path)
         self.fs.sync_dir(self.path)
-        files.write_whole(self.fs, path, _encode_cluster(cluster_id, self._wanted_config), temporary=f"{path}{names.TEMPORARY}")
+        self._write_description(cluster_id, self._wanted_config, brokers)
 
-    def _make_broker(self, broker: str, cluster_id: str) -> None:
-        temporary = f"{broker}.{process.pid()}{names.TEMPORARY}"
-        self.fs.mkdir(temporary)
-        partition_log.create(self.fs, f"{temporary}/{names.partition(names.METADATA_TOPIC, 0)}", metadata_log.TOPIC_ID, 0)
-        path = f"{temporary}/{names.META_PROPERTIES}"
-        properties = f"version=1\ncluster.id={cluster_id}\nbroker.id=0\n".encode()
-        files.write_whole(self.fs, path, properties, temporary=f"{path}{names.TEMPORARY}")
-        files.take_owner(temporary, self.path)
-        self.fs.replace(temporary, broker)
+    def _found_brokers(self) -> dict[int, str]:
+        """The brokers below the home: of a cluster whose making was cut short, or that lost its description."""
+        found = {}
+        for name in self.fs.listdir(self.path):
+            number = name.removeprefix("broker-")
+            if number != name and number.isdigit() and files.is_directory(f"{self.path}/{name}"):
+                found[int(number)] = f"{self.path}/{name}"
+        return dict(sorted(found.items())) or {0: f"{self.path}/{names.broker(0)}"}
+
+    def _sweep(self, brokers: dict[int, str]) -> None:
+        """Remove what makings that were cut short left behind."""
+        for broker in brokers.values():
+            parent, _, name = broker.rpartition("/")
+            if not files.is_directory(parent):
+                continue
+            for left_over in self.fs.listdir(parent):
+                if left_over.startswith(f"{name}.") and left_over.endswith(names.TEMPORARY):
+                    files.remove_tree(f"{parent}/{left_over}")
+
+    def _owner_of_all(self, brokers: dict[int, str]) -> str:
+        """The cluster that these brokers belong to already: a new one, or one whose home was lost."""
+        owners = {}
+        for number, broker in brokers.items():
+            if files.exists(f"{broker}/{names.META_PROPERTIES}"):
+                owners[number] = read_properties(self.fs, broker)["cluster.id"]
+        if len(set(owners.values())) > 1:
+            raise NotAClusterError(f"brokers of several clusters: {', '.join(f'{brokers[number]}: {owner}' for number, owner in owners.items())}")
+        if owners and len(brokers) == 1 and not self._is_new(next(iter(brokers.values()))):
+            raise NotAClusterError(f"{self.path} has lost its {names.CLUSTER}: restore it, or copy the topics elsewhere")
+        if owners and len(brokers) > 1 and len(owners) <= len(brokers) // 2 and not all(self._is_new(brokers[number]) for number in owners):
+            raise NotAClusterError(f"{self.path} has lost its {names.CLUSTER}, and only brokers {sorted(owners)} of {sorted(brokers)} are there")
+        return next(iter(owners.values()), process.random_bytes(16).hex())
 
     def _is_new(self, broker: str) -> bool:
         """Whether a broker has no topic: its making was cut short before `cluster.json`."""
@@ -238,25 +374,52 @@ class Home:
             parsed and parsed[0] != names.METADATA_TOPIC for parsed in map(names.parse_partition, self.fs.listdir(broker))
         )
 
+    def _write_description(self, cluster_id: str, config: dict[str, Any], brokers: Mapping[int, str]) -> None:
+        """`cluster.json`.  With several brokers derived: what it says stands in the metadata log too."""
+        import json
+
+        path = f"{self.path}/{names.CLUSTER}"
+        described = {str(number): self._relative(broker) for number, broker in sorted(brokers.items())}
+        found = {"format_version": FORMAT_VERSION, "cluster_id": cluster_id, "brokers": described, "config": config}
+        files.write_whole(self.fs, path, json.dumps(found, indent=2).encode(), temporary=f"{path}{names.TEMPORARY}")
+
+    def _describe_anew(self) -> None:
+        """Bring `cluster.json` in step with the metadata: it was lost, or brokers came and went."""
+        metadata = self.metadata
+        brokers = {number: self._absolute(broker.path) for number, broker in metadata.brokers.items()}
+        config = dict(metadata.cluster_config)
+        if (brokers, config) != (self._broker_paths, self._stored_config):
+            self._write_description(self.cluster_id, config, brokers)
+            self._broker_paths, self._stored_config = brokers, config
+            self.config = ClusterConfig(config)
+            for number, path in brokers.items():
+                if number not in self.brokers:
+                    broker = self.brokers[number] = Broker(self.fs, number, path)
+                    broker.open(self.cluster_id)
+            for number in [number for number in self.brokers if number not in brokers]:
+                self.brokers.pop(number).close()
+
     def _check_cluster(self) -> str:
         path = f"{self.path}/{names.CLUSTER}"
         import json
 
         try:
             found = json.loads(files.read_file(self.fs, path))
-            version, cluster_id, stored = found["format_version"], found["cluster_id"], found["config"]
+            version, cluster_id, stored, brokers = found["format_version"], found["cluster_id"], found["config"], found["brokers"]
         except (ValueError, KeyError, TypeError) as error:
             raise NotAClusterError(f"{path} is not a cluster's description: {error}") from None
         if version > FORMAT_VERSION:
             raise UnsupportedFormatError(f"{path}: format version {version}; this program knows up to {FORMAT_VERSION}", path)
+        named = brokers.items() if isinstance(brokers, dict) else enumerate(brokers)
+        self._broker_paths = {int(number): self._absolute(broker) for number, broker in named}
+        self._stored_config = stored
         self.config = ClusterConfig(stored)
         for name, value in self._wanted_config.items():
             if value != getattr(self.config, name):
                 raise InvalidConfigError(f"{name}={value}: this cluster was created with {getattr(self.config, name)}")
-        broker = f"{self.path}/{names.broker(0)}"
-        owner = _read_properties(self.fs, broker)["cluster.id"]
-        if owner != cluster_id:
-            raise NotAClusterError(f"{broker} belongs to cluster {owner}, this is cluster {cluster_id}")
+        if self._wanted_brokers is not None and set(self._wanted_brokers.values()) != set(self._broker_paths.values()):
+            there = ", ".join(self._relative(broker) for broker in self._broker_paths.values())
+            raise InvalidConfigError(f"brokers: this cluster has {len(self._broker_paths)} ({there}); add_broker and retire_broker change that")
         return str(cluster_id)
 
     def _claim_process(self) -> None:
@@ -283,11 +446,18 @@ class Home:
 
     # ---- logs ------------------------------------------------------------------------------------------------------------------
 
-    def directory(self, topic: str, partition: int) -> str:
-        """Where a partition's files are."""
-        return f"{self.path}/{names.broker(0)}/{names.partition(topic, partition)}"
+    def directory(self, topic: str, partition: int, broker: int = 0) -> str:
+        """Where a replica's files are."""
+        place = self.path if broker == leadership.HOME else self.brokers[broker].path
+        return f"{place}/{names.partition(topic, partition)}"
 
-    def log(self, topic: TopicMetadata, partition: int, timeout: float) -> PartitionLog:
+    def replicated(self, topic: TopicMetadata, partition: int, timeout: float) -> ReplicatedLog:
+        """The log of a partition, with several brokers."""
+        found = self.log(topic, partition, timeout)
+        assert isinstance(found, ReplicatedLog)
+        return found
+
+    def log(self, topic: TopicMetadata, partition: int, timeout: float) -> PartitionLog | ReplicatedLog:
         """The log of a partition; its slot and lock are opened, its files are not.  Raises UnknownTopicOrPartitionError."""
         if not 0 <= partition < topic.partitions:
             raise UnknownTopicOrPartitionError(f"topic {topic.name!r} has partitions 0 to {topic.partitions - 1}, not {partition}")
@@ -296,30 +466,85 @@ class Home:
             found = self._topics.get(topic.topic_id) or self._open_topic(topic.topic_id, timeout)
             log = found.logs.get(partition)
             if log is None:
-                log = found.logs[partition] = self._make_log(found, topic, partition, timeout)
+                if self.is_replicated:
+                    log = self._make_replicated(found, topic, partition, timeout)
+                else:
+                    log = self._make_log(found, topic, partition, timeout)
+                found.logs[partition] = log
             return log
 
     def _open_topic(self, topic_id: bytes, timeout: float) -> TopicFiles:
-        state = StateFile(self.fs, f"{self.path}/{names.RUN}/{names.state(topic_id)}", topic_id)
-        found = TopicFiles(state, self._partition_locks, topic_id)
-        if not found.state.is_claimed():
-            under(found.lock, timeout, found.state.claim)
+        found = TopicFiles(self._partition_locks, topic_id, f"topic lock of {topic_id.hex()}")
+        if not self.is_replicated:
+            self._state(found, topic_id, 0, timeout)
         self._topics[topic_id] = found
         return found
 
-    def _make_log(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float) -> PartitionLog:
-        if not found.state.holds(partition):
-            under(found.lock, timeout, found.state.grow, partition)
+    def _state(self, found: TopicFiles, topic_id: bytes, broker: int, timeout: float) -> StateFile:
+        """The slots of a topic's replicas on a broker."""
+        state = found.states.get(broker)
+        if state is None:
+            state = StateFile(self.fs, f"{self.path}/{names.RUN}/{names.state(topic_id, broker)}", topic_id)
+            if not state.is_claimed():
+                under(found.lock, timeout, state.claim)
+            found.states[broker] = state
+        return state
+
+    def _slot(self, found: TopicFiles, state: StateFile, partition: int, timeout: float) -> Slot:
+        if not state.holds(partition):
+            under(found.lock, timeout, state.grow, partition)
+        return state.slot(partition)
+
+    def _leadership(self, found: TopicFiles, partition: int, timeout: float) -> Slot:
+        """The leadership of a partition, in the topic's file of those."""
+        if found.leaders is None:
+            path = f"{self.path}/{names.RUN}/{names.leaders(found.topic_id)}"
+            found.leaders = StateFile(self.fs, path, found.topic_id, leadership.WORDS)
+            if not found.leaders.is_claimed():
+                under(found.lock, timeout, found.leaders.claim)
+        return self._slot(found, found.leaders, partition, timeout)
+
+    def _settings(self, topic: TopicMetadata) -> LogSettings:
         config = topic.config
-        settings = LogSettings(
+        return LogSettings(
             config.segment_bytes, config.segment_ms, config.index_interval_bytes, config.flush_messages, config.flush_ms,
             reserve=self._reserve, now_ms=self.clock.now_ms, producer_id_expiration_ms=self.config.producer_id_expiration_ms,
         )  # fmt: skip
+
+    def _make_log(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float, broker: int = 0) -> PartitionLog:
+        slot = self._slot(found, self._state(found, topic.topic_id, broker, timeout), partition, timeout)
+        points = self.brokers[broker].recovery_points if broker in self.brokers else {}
         return _HomeLog(
-            self, self.fs, self.directory(topic.name, partition), topic.name, topic.topic_id, partition,
-            found.state.slot(partition), self._partition_locks, self.bell, settings,
-            self._recovery_points.get((topic.topic_id.hex(), partition), 0),
+            self, self.fs, self.directory(topic.name, partition, broker), topic.name, topic.topic_id, partition, slot,
+            self._locks_of(broker), self.bell, self._settings(topic), points.get((topic.topic_id.hex(), partition), 0),
         )  # fmt: skip
+
+    def _locks_of(self, broker: int) -> LockFile:
+        """The file with the locks of a broker's replicas."""
+        if broker == 0:
+            return self._partition_locks
+        found = self._broker_locks.get(broker)
+        if found is None:
+            found = self._broker_locks[broker] = self.keep(LockFile(self.fs, f"{self.path}/{names.RUN}/{names.partition_locks(broker)}"))
+        return found
+
+    def _replica(self, found: TopicFiles, topic: TopicMetadata, partition: int, broker: int) -> PartitionLog:
+        with self._lock:
+            made = self._make_log(found, topic, partition, 60.0, broker)
+            made.is_replica = True
+            return made
+
+    def _make_replicated(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float) -> ReplicatedLog:
+        lock_byte = names.lock_bytes(topic.topic_id) + 4 * partition + 2
+        return ReplicatedLog(
+            self, topic.name, topic.topic_id, partition, self._leadership(found, partition, timeout), self._partition_locks, lock_byte,
+            lambda broker: self._replica(found, topic, partition, broker), self._settings(topic),
+        )  # fmt: skip
+
+    def ring(self) -> None:
+        """Wake who waits for the whole cluster."""
+        if self.bell.halves[self.bell.index + 1]:
+            self.bell.ring()
 
     def new_producer_id(self, timeout: float) -> int:
         """A producer id that nobody else has, had or gets.  Under no lock.
@@ -349,7 +574,8 @@ class Home:
             found = self._topics.pop(topic_id, None)
             if found is not None:
                 for log in found.logs.values():
-                    self._open_logs.pop(log, None)
+                    for replica in _replicas(log):
+                        self._open_logs.pop(replica, None)
                     log.release_files()
 
     def refresh(self, timeout: float) -> None:
@@ -369,10 +595,20 @@ class Home:
                     self._open_logs.pop(oldest, None)
                     return
 
-    def all_logs(self) -> Iterator[PartitionLog]:
+    def all_logs(self) -> Iterator[PartitionLog | ReplicatedLog]:
         """The logs that this process has used."""
         for found in list(self._topics.values()):
             yield from list(found.logs.values())
+
+    def _used_replicas(self) -> Iterator[tuple[int, PartitionLog]]:
+        """Brokers and replicas that this process has used, those of the metadata included."""
+        for log in self.all_logs():
+            if isinstance(log, ReplicatedLog):
+                yield from log.used_replicas().items()
+            else:
+                yield 0, log
+        if self.quorum is not None:
+            yield from self.quorum.used_replicas().items()
 
     # ---- looking after ---------------------------------------------------------------------------------------------------------
 
@@ -388,38 +624,109 @@ class Home:
             if lock_file.replaced():
                 self.closed = f"{lock_file.path} was removed or replaced while the cluster was open"
                 raise DiskFailedError(f"{self.closed}; close it in every process and open it again")
+        self._check_brokers()
         for log in self.all_logs():
             log.check_place()
             if log.words[OPEN]:
                 self.met_transaction(log)
+        if self.is_replicated:
+            if now >= self._next_save:
+                self._next_save = now + _SAVE
+                self.save_checkpoints(0.0)
+            self.fetcher.wake()
+
+    def _check_brokers(self) -> None:
+        """Is each broker's directory still the one that was opened (H8)?"""
+        for number, broker in list(self.brokers.items()):
+            if not broker.is_replaced():
+                continue
+            error = DiskFailedError(f"{broker.path} was removed or replaced while the cluster was open")
+            if not self.is_replicated:
+                self.closed = str(error)
+                raise DiskFailedError(f"{error}; close it in every process and open it again")
+            known = self.metadata.brokers.get(number)
+            if known is not None and known.is_online:
+                self.controller.fail(number, error, 10.0)
+            else:
+                broker.close()
 
     def check_open(self) -> None:
         """Raise ClosedError or what closed us."""
         if self.closed:
             raise ClosedError(f"{self.path}: {self.closed}")
 
-    def _load_recovery_points(self) -> dict[tuple[str, int], int]:
-        """What is on the disk for certain: spares a scan after a reboot.  Derived; a damaged file says nothing."""
-        try:
-            rows = checkpoint.decode(files.read_file(self.fs, f"{self.path}/{names.broker(0)}/{names.RECOVERY_POINTS}"), 3)
-            return {(topic_id, int(number)): int(offset) for topic_id, number, offset in rows}
-        except (FileNotFoundError, ValueError, UnicodeDecodeError):
-            return {}
+    def save_checkpoints(self, timeout: float) -> None:
+        """Write what brokers remember of our logs: what is on the disk, and high watermarks.  Derived: a failure loses nothing but time."""
+        points: dict[int, dict[tuple[str, int], int]] = {}
+        marks: dict[int, dict[tuple[str, int], int]] = {}
+        for number, replica in self._used_replicas():
+            points.setdefault(number, {})[replica.topic_id.hex(), replica.partition] = replica.words[SYNCED]
+        for log in self.all_logs():
+            if isinstance(log, ReplicatedLog):
+                for number in log.used_replicas():
+                    marks.setdefault(number, {})[log.topic_id.hex(), log.partition] = log.high_watermark
+        for number in {*points, *marks} & {number for number, broker in self.brokers.items() if broker.lock_file is not None}:
+            broker = self.brokers[number]
+            due = any(offset > broker.recovery_points.get(key, 0) for key, offset in points.get(number, {}).items())
+            if due or marks.get(number, {}).items() - broker.high_watermarks.items():
+                lock = ByteLock(self._run_locks, _CHECKPOINTS + number, SYNC, lambda: "the lock of a broker's checkpoints")
+                under(lock, timeout, self._write_checkpoints, broker, points.get(number, {}), marks.get(number, {}))
 
-    def save_recovery_points(self, timeout: float) -> None:
-        """Write the checkpoint if a log of ours has more on the disk than it says."""
-        synced = {(log.topic_id.hex(), log.partition): log.words[SYNCED] for log in self.all_logs()}
-        if any(offset > self._recovery_points.get(key, 0) for key, offset in synced.items()):
-            under(self.metadata._lock, timeout, self._write_recovery_points, synced)
-
-    def _write_recovery_points(self, synced: dict[tuple[str, int], int]) -> None:
-        points = self._load_recovery_points()
-        points.update((key, offset) for key, offset in synced.items() if offset)
+    def _write_checkpoints(self, broker: Broker, points: dict[tuple[str, int], int], marks: dict[tuple[str, int], int]) -> None:
         known = {*(topic_id.hex() for topic_id in self.metadata.by_id), metadata_log.TOPIC_ID.hex()}
-        rows = [(*key, offset) for key, offset in sorted(points.items()) if key[0] in known]
-        path = f"{self.path}/{names.broker(0)}/{names.RECOVERY_POINTS}"
-        files.write_whole(self.fs, path, checkpoint.encode(rows), temporary=f"{path}{names.TEMPORARY}")
-        self._recovery_points = points
+        broker.recovery_points = broker.save(names.RECOVERY_POINTS, points, known)
+        if marks:
+            broker.high_watermarks = broker.save(names.HIGH_WATERMARKS, marks, known)
+
+    def checkpointed_high_watermark(self, topic_id: bytes, partition: int) -> int:
+        """What was shown of a partition before the boot, as far as a broker remembers."""
+        return max((broker.high_watermarks.get((topic_id.hex(), partition), 0) for broker in self.brokers.values()), default=0)
+
+    # ---- brokers -----------------------------------------------------------------------------------------------------------------
+
+    def broker_left(self, number: int) -> None:
+        """A broker is out: let go of its files."""
+        self.fetcher.wake()
+        for broker, replica in self._used_replicas():
+            if broker == number:
+                replica.release_files()
+        self.ring()
+
+    def reopen_broker(self, number: int, timeout: float) -> None:
+        """A broker is to come back: is its directory there, ours, and does its disk work?  Raises what does not hold."""
+        broker = self.brokers[number]
+        if broker.lock_file is None or broker.is_replaced():
+            broker.open(self.cluster_id)
+        else:
+            broker.check_owner(self.cluster_id)
+        broker.probe()
+        known = self.metadata.brokers[number]
+        found = read_properties(self.fs, broker.path).get("directory.id", "")
+        if known.directory_id and found != known.directory_id:
+            raise NotAClusterError(f"{broker.path} is not the directory that was broker {number}: repair_broker takes it as an empty one")
+        if self.quorum is not None:
+            under(self.metadata._lock, timeout, self.quorum.rejoin, number, timeout)
+
+    def look_after_replicas(self) -> bool:
+        """Once a second, in the fetcher: replicas that are not in sync, followers that lag, brokers that failed.  Whether there was any."""
+        if self.metadata.changed():
+            self.refresh(1.0)
+        found = any(broker.state == metadata_log.FAILED for broker in self.metadata.brokers.values())
+        if found:
+            self.controller.probe()
+        alive = self.controller.alive()
+        for log in [log for log in self.all_logs() if isinstance(log, ReplicatedLog)]:
+            state = self.metadata.partitions.get((log.topic_id, log.partition))
+            if state is None or not log.leadership[leadership.VERSION]:
+                continue
+            for broker in state.replicas:
+                if broker in alive and broker not in state.in_sync and state.leader >= 0:
+                    found = True
+                    self.controller.bring_in(log, broker, 0.1)
+            if log.debt():
+                found = True
+                self.fetcher.owe(log)
+        return found
 
     # ---- leaving ---------------------------------------------------------------------------------------------------------------
 
@@ -429,7 +736,8 @@ class Home:
             if not self.closed:
                 self.closed = "closed"
                 try:
-                    self.save_recovery_points(1.0)
+                    self.fetcher.pay(1.0)
+                    self.save_checkpoints(1.0)
                 except (StreamlogError, OSError):
                     pass  # derived: it only spares a scan
                 self._page.words[_PROCESSES + self._process] = 0
@@ -438,6 +746,11 @@ class Home:
     def abandon(self) -> None:
         """Close all descriptors, unlocking nothing by name: a forked child's copies are its parent's locks (H22)."""
         self.closed = self.closed or "closed"
+        self.fetcher.stop()
+        for broker in self.brokers.values():
+            broker.close()
+        if self.quorum is not None:
+            self.quorum.close()
         for found in self._topics.values():
             for log in found.logs.values():
                 log.close()
@@ -455,7 +768,13 @@ class Home:
         return self._home_lock.try_exclusive(0)
 
 
-def _nothing(_: PartitionLog) -> None:
+def _is_ours(name: str) -> bool:
+    """Whether a cluster's home may have an entry of this name before it has a description."""
+    ours = name in (names.LOCK, names.CLUSTER, names.RUN, names.partition(names.METADATA_TOPIC, 0))
+    return ours or name.startswith("broker-") or name.endswith(names.TEMPORARY)
+
+
+def _nothing(_: Log) -> None:
     """Nobody coordinates transactions here."""
 
 
@@ -473,25 +792,15 @@ class _HomeLog(PartitionLog):
             home.opened(self)
 
 
-def _encode_cluster(cluster_id: str, config: dict[str, Any]) -> bytes:
-    import json
-
-    return json.dumps(
-        {"format_version": FORMAT_VERSION, "cluster_id": cluster_id, "brokers": [names.broker(0)], "config": config}, indent=2
-    ).encode()
+def _replicas(log: PartitionLog | ReplicatedLog) -> list[PartitionLog]:
+    return list(log.used_replicas().values()) if isinstance(log, ReplicatedLog) else [log]
 
 
-def _read_properties(fs: FileSystem, broker: str) -> dict[str, str]:
-    """A broker's `meta.properties`.  A registered broker without it is failed, never made anew (H8)."""
-    path = f"{broker}/{names.META_PROPERTIES}"
-    try:
-        lines = files.read_file(fs, path).decode().splitlines()
-    except FileNotFoundError:
-        raise NotAClusterError(f"{path} is missing: the broker's directory was lost or another disk is mounted there") from None
-    found = dict(line.partition("=")[::2] for line in lines if "=" in line)
-    if "cluster.id" not in found:
-        raise NotAClusterError(f"{path} names no cluster")
-    return found
+def _paths(home: str, brokers: int | list[str]) -> dict[int, str]:
+    """Where the brokers of a new cluster are, by id."""
+    if isinstance(brokers, int):
+        return {number: f"{home}/{names.broker(number)}" for number in range(brokers)}
+    return dict(enumerate(brokers))
 
 
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()

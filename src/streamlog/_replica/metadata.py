@@ -8,6 +8,16 @@ the disk before anybody acts on them, the writer included: a fold reads no furth
     ["ConfigRecord", id, config]                       its configuration is this now
     ["RemoveTopicRecord", id]                          it is gone, for ever: ids are never used again
     ["ProducerIdsRecord", next]                        producer ids below `next` are given away, in a block
+
+With several brokers also:
+
+    ["LeaderChangeRecord", copy, epoch]                the first of a controller epoch: which copy of this log leads
+    ["ClusterRecord", config]                          the options of the cluster as a whole
+    ["RegisterBrokerRecord", id, path, directory id]   a broker is there; a path without a slash is below the home
+    ["BrokerRegistrationChangeRecord", id, state, why] it is online, failed or stopped
+    ["UnregisterBrokerRecord", id]                     it is gone
+    ["PartitionChangeRecord", topic id, partition, replicas, leader, leader epoch, in sync, eligible, partition epoch, target]
+                                                       what a partition is from now on; the target is where reassignment takes it
 """
 
 from __future__ import annotations
@@ -20,13 +30,21 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.fold import Fold
-from streamlog._log.partition import PartitionLog, Pending
-from streamlog._log.state import FAILED, HWM, SYNCED
+from streamlog._log.log import Log
+from streamlog._log.partition import Pending
+from streamlog._log.state import FAILED as SYNC_FAILED
+from streamlog._log.state import HWM, SYNCED
 from streamlog._os.locks import ByteLock, under
+from streamlog._replica.election import PartitionState
 from streamlog.config import TopicConfig
 from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
+ONLINE, FAILED, STOPPED = "online", "failed", "stopped"
 TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
+
+
+def _nothing() -> None:
+    """With one broker there is nothing to see to."""
 
 
 class TopicMetadata:
@@ -47,13 +65,40 @@ class TopicMetadata:
         return self._config
 
 
+class BrokerMetadata:
+    """A broker as the metadata log has it.  Replaced, never changed."""
+
+    __slots__ = ("directory_id", "number", "path", "reason", "state")
+
+    def __init__(self, number: int, path: str, directory_id: str, state: str = ONLINE, reason: str = "") -> None:
+        self.number, self.path, self.directory_id, self.state, self.reason = number, path, directory_id, state, reason
+
+    @property
+    def is_online(self) -> bool:
+        """Whether its replicas may lead and follow."""
+        return self.state == ONLINE
+
+    def described(self) -> str:
+        """State and reason, for messages."""
+        return f"{self.state} ({self.reason})" if self.reason and self.reason != self.state else self.state
+
+
 class Metadata(Fold):
     """This process's fold of the metadata log, as far as it is on the disk.  Safe to share between threads."""
 
-    def __init__(self, log: PartitionLog, lock: ByteLock) -> None:
+    def __init__(self, log: Log, lock: ByteLock, *, quorum: bool = False) -> None:
+        """`quorum`: the log's high watermark is what a majority has on the disk."""
         super().__init__(log)
         self._lock = lock
-        self._words = log.words
+        self._end_words, self._end_index = (log.shown, HWM) if quorum else (log.words, SYNCED)
+        self._quorum = quorum
+        self.brokers: dict[int, BrokerMetadata] = {}
+        """Where there are several."""
+        self.cluster_config: dict[str, Any] = {}
+        self.partitions: dict[tuple[bytes, int], PartitionState] = {}
+        """Where there are several brokers: by topic id and number."""
+        self.written: Callable[[], None] = _nothing
+        """Called after each write, under no lock."""
         self._folded = 0  # version after the batch that is being folded
         self.topics: dict[str, TopicMetadata] = {}
         self.by_id: dict[bytes, TopicMetadata] = {}
@@ -64,7 +109,7 @@ class Metadata(Fold):
 
     def changed(self) -> bool:
         """Whether there is more to fold: one load."""
-        return bool(self._words[SYNCED] != self.version)
+        return bool(self._end_words[self._end_index] != self.version)
 
     def refresh(self, timeout: float) -> None:
         """Fold what is on the disk; sync first what a writer that died left unsynced.
@@ -72,12 +117,14 @@ class Metadata(Fold):
         After a sync that failed nothing more comes, and writers are refused; what was on the disk before can be read.
         """
         self.log.ensure_valid(timeout)
-        if self._words[SYNCED] < self._words[HWM] and not self._words[FAILED]:
-            self.log.sync(timeout)
+        if not self._quorum:
+            words = self.log.words
+            if words[SYNCED] < words[HWM] and not words[SYNC_FAILED]:
+                self.log.sync(timeout)
         super().refresh(timeout)
 
     def _end(self) -> int:
-        return self._words[SYNCED]
+        return self._end_words[self._end_index]
 
     def _fold_all(self, timeout: float) -> None:
         super()._fold_all(timeout)
@@ -116,6 +163,28 @@ class Metadata(Fold):
         old = self.by_id.pop(topic_id, None)
         if old is not None:  # folding a record again changes nothing
             del self.topics[old.name]
+            for number in range(old.partitions):
+                self.partitions.pop((topic_id, number), None)
+
+    def _fold_LeaderChangeRecord(self, copy: int, epoch: int) -> None:
+        """Who leads this log stands in its leadership."""
+
+    def _fold_ClusterRecord(self, config: dict[str, Any]) -> None:
+        self.cluster_config = config
+
+    def _fold_RegisterBrokerRecord(self, number: int, path: str, directory_id: str) -> None:
+        self.brokers = {**self.brokers, number: BrokerMetadata(number, path, directory_id)}
+
+    def _fold_BrokerRegistrationChangeRecord(self, number: int, state: str, reason: str) -> None:
+        old = self.brokers[number]
+        self.brokers = {**self.brokers, number: BrokerMetadata(number, old.path, old.directory_id, state, reason)}
+
+    def _fold_UnregisterBrokerRecord(self, number: int) -> None:
+        self.brokers = {known: broker for known, broker in self.brokers.items() if known != number}
+
+    def _fold_PartitionChangeRecord(self, topic_id: bytes, partition: int, *fields: Any) -> None:
+        if topic_id in self.by_id:
+            self.partitions[topic_id, partition] = PartitionState._make(tuple(field) if isinstance(field, list) else field for field in fields)
 
     def _fold_ProducerIdsRecord(self, next_producer_id: int) -> None:
         self.next_producer_id = next_producer_id
@@ -128,6 +197,7 @@ class Metadata(Fold):
         `decide` raises what must be refused, and prepares what the records speak of; the synced append is the commit step.
         """
         under(self._lock, timeout, self._write, timeout, decide, act)
+        self.written()
 
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack

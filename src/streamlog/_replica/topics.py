@@ -10,11 +10,14 @@ from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log import segment
 from streamlog._os import files, process
+from streamlog._replica.controller import change_record
+from streamlog._replica.election import assignment, created
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.errors import (
     InvalidPartitionsError,
+    InvalidReplicationFactorError,
     InvalidTopicError,
     StorageError,
     StreamlogTimeoutError,
@@ -22,11 +25,17 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
 )
 
+_INTERNAL_REPLICAS = 3  # at most, as in Kafka
 _INTERNAL_SEGMENT_BYTES = 4 << 20  # a fold of an internal topic begins at a segment's start at the latest, once old ones are cleaned (H36)
 
 
-def create(home: Home, name: str, partitions: int, overrides: dict[str, Any], *, exist_ok: bool, timeout: float) -> None:
-    """Create a topic.  Commit step: the synced metadata record.  Raises TopicAlreadyExistsError, InvalidTopicError (collision)."""
+def create(
+    home: Home, name: str, partitions: int, overrides: dict[str, Any], *, exist_ok: bool, timeout: float, replication_factor: int = 1
+) -> None:
+    """Create a topic.  Commit step: the synced metadata record.
+
+    Raises: TopicAlreadyExistsError, InvalidTopicError (collision), InvalidReplicationFactorError (more replicas than brokers that are online).
+    """
     metadata = home.metadata
     if exist_ok and name in metadata.topics:
         return
@@ -38,10 +47,8 @@ def create(home: Home, name: str, partitions: int, overrides: dict[str, Any], *,
                 return []
             raise TopicAlreadyExistsError(f"there is a topic {name!r}")
         _check_collision(name, metadata)
-        for number in range(partitions):
-            _make_partition(home, name, topic_id, number)
-        home.fs.sync_dir(f"{home.path}/{names.broker(0)}")
-        return [["TopicRecord", name, topic_id, partitions, overrides]]
+        made = _make_partitions(home, name, topic_id, range(partitions), replication_factor)
+        return [["TopicRecord", name, topic_id, partitions, overrides], *made]
 
     metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), 0, timeout))
 
@@ -49,7 +56,8 @@ def create(home: Home, name: str, partitions: int, overrides: dict[str, Any], *,
 def create_internal(home: Home, name: str, partitions: int, timeout: float) -> None:
     """Create an internal topic unless it is there: compacted, in small segments."""
     overrides = {"cleanup_policy": "compact", "segment_bytes": _INTERNAL_SEGMENT_BYTES}
-    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout)
+    factor = min(_INTERNAL_REPLICAS, len(home.controller.alive())) if home.is_replicated else 1
+    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout, replication_factor=factor)
 
 
 def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> None:
@@ -63,10 +71,10 @@ def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> 
         if total <= topic.partitions:
             raise InvalidPartitionsError(f"topic {name!r} has {topic.partitions} partitions; they only grow, {total} is not more")
         first[0] = topic.partitions
-        for number in range(topic.partitions, total):
-            _make_partition(home, name, topic_id, number)
-        home.fs.sync_dir(f"{home.path}/{names.broker(0)}")
-        return [["PartitionsRecord", topic_id, total]]
+        first_state = metadata.partitions.get((topic_id, 0))
+        factor = 1 if first_state is None else len(first_state.replicas)
+        made = _make_partitions(home, name, topic_id, range(topic.partitions, total), factor)
+        return [["PartitionsRecord", topic_id, total], *made]
 
     metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), first[0], timeout))
 
@@ -75,10 +83,12 @@ def delete(home: Home, name: str, timeout: float) -> None:
     """Delete a topic and its records.  Commit step: the synced metadata record."""
     metadata = home.metadata
     doomed: list[TopicMetadata] = []
+    states: dict[int, tuple[int, ...]] = {}
 
     def decide() -> list[list[Any]]:
         topic = metadata.topic(name)
         doomed.append(topic)
+        states.update({number: metadata.partitions[topic.topic_id, number].replicas for number in range(topic.partitions) if home.is_replicated})
         return [["RemoveTopicRecord", topic.topic_id]]
 
     def act() -> None:
@@ -91,10 +101,16 @@ def delete(home: Home, name: str, timeout: float) -> None:
         home.bell.ring()
         home.release_topic(topic.topic_id)
         for number in range(topic.partitions):
-            directory = home.directory(topic.name, number)
-            if files.exists(directory):
-                _discard(home, directory, names.deleted(name, number, topic.topic_id))
-        _finish_deletions(home)
+            for broker in states.get(number, (0,)):
+                try:
+                    directory = home.directory(topic.name, number, broker)
+                    if files.exists(directory):
+                        _discard(home, directory, names.deleted(name, number, topic.topic_id))
+                except (StorageError, OSError):
+                    if not home.is_replicated:
+                        raise  # of several brokers one may be out: its next start finishes the deletion
+        for broker in home.brokers:
+            finish_deletions(home, broker)
         if held_up:
             raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
 
@@ -118,8 +134,28 @@ def _initialise(home: Home, topic: TopicMetadata | None, first: int, timeout: fl
             home.release_topic(topic.topic_id)
 
 
-def _make_partition(home: Home, name: str, topic_id: bytes, number: int) -> None:
-    directory = home.directory(name, number)
+def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, factor: int) -> list[list[Any]]:
+    """Make the directories of new partitions; returns the records of who has them, where there are several brokers."""
+    if not home.is_replicated:
+        for number in numbers:
+            make_replica(home, name, topic_id, number, 0)
+        home.fs.sync_dir(home.brokers[0].path)
+        return []
+    alive = sorted(home.controller.alive())
+    if factor > len(alive):
+        raise InvalidReplicationFactorError(f"replication_factor={factor}: {len(alive)} of {len(home.brokers)} brokers are online")
+    found = assignment(numbers, factor, alive, len(home.metadata.partitions) - numbers.start)
+    for number, replicas in zip(numbers, found):
+        for broker in replicas:
+            make_replica(home, name, topic_id, number, broker)
+    for broker in alive:
+        home.fs.sync_dir(home.brokers[broker].path)
+    return [change_record((topic_id, number), created(replicas)) for number, replicas in zip(numbers, found)]
+
+
+def make_replica(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> None:
+    """Make the directory of a replica, empty."""
+    directory = home.directory(name, number, broker)
     if files.exists(directory):  # of a topic whose creation or deletion was cut short
         _discard(home, directory, names.deleted(name, number, process.random_bytes(16)))
     partition_log.create(home.fs, directory, topic_id, number)
@@ -133,10 +169,16 @@ def _discard(home: Home, directory: str, new_name: str) -> None:
     files.remove_directory(home.fs, target)
 
 
-def _finish_deletions(home: Home) -> None:
-    """Remove what creations and deletions that were cut short left behind."""
-    broker = f"{home.path}/{names.broker(0)}"
-    for name in home.fs.listdir(broker):
+def finish_deletions(home: Home, number: int) -> None:
+    """Remove what creations and deletions that were cut short left behind on a broker."""
+    broker = home.brokers[number].path
+    try:
+        listing = home.fs.listdir(broker)
+    except OSError:
+        if not home.is_replicated:
+            raise
+        return
+    for name in listing:
         directory, parsed = f"{broker}/{name}", names.parse_partition(name.removesuffix(names.DELETED).partition(".")[0])
         if not files.is_directory(directory) or not _is_leftover(home, directory):
             continue

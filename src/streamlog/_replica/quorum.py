@@ -1,0 +1,296 @@
+"""`Quorum`: the metadata log of a cluster with several brokers, a copy in each, committed by a majority (Raft's two rules; H41).
+
+All writers hold the metadata lock and write in the present controller epoch to the copy that leads it; the others copy from it, as followers do.
+A record counts, and is shown, when a majority of the copies has it on its disk.  A new controller epoch begins where nobody knows how far the
+log is committed (since a boot), and where the leading copy failed:
+
+- of a readable majority the copy with the greatest (epoch of its last record, end) leads: it has all that was committed;
+- its epoch is above every one that a copy of a majority has promised or written, and promised by a majority before it is used, so that it is
+  used once (`quorum-state` in each copy);
+- nothing is committed before a record of its own epoch is on a majority: an older record there might be overruled by one of an epoch between.
+
+A disk may hang in any call: what touches a copy's disk runs on a thread of its own, and is not waited for for ever (H40).
+tests/model/quorum.py searches this protocol exhaustively.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, start_new_thread
+from functools import partial
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from streamlog._log.partition import PartitionLog
+    from streamlog._log.state import Slot
+    from streamlog._os.files import FileSystem
+    from streamlog._os.locks import LockFile
+
+from streamlog._format import batch as fmt
+from streamlog._format import names
+from streamlog._log.partition import Pending
+from streamlog._log.state import EPOCH, HWM
+from streamlog._os import files
+from streamlog._os.clock import left, monotonic
+from streamlog._os.locks import under
+from streamlog._replica import leadership
+from streamlog._replica.leadership import APPLYING, PLACE, STABLE, VERSION, epoch_of, leader_of
+from streamlog._replica.replicas import MovedError, Replicas
+from streamlog.errors import DiskFailedError, NotEnoughReplicasError, StorageFullError, StreamlogError, StreamlogTimeoutError
+
+_BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, PermissionError)
+_PATIENCE = 1.0  # seconds that a copy's disk is waited for once a majority has answered
+
+
+class Quorum(Replicas):
+    """Everything that changes something is called under the metadata lock."""
+
+    def __init__(
+        self, fs: FileSystem, topic_id: bytes, slot: Slot, lock_file: LockFile, lock_byte: int, on: Callable[[int], PartitionLog],
+        voters: Callable[[], list[int]], usable: Callable[[int], bool], longest_ms: int,
+    ) -> None:  # fmt: skip
+        """`voters` are all copies, `usable` says of which a write may be expected; a disk that does not answer for `longest_ms` hangs."""
+        super().__init__(names.METADATA_TOPIC, topic_id, 0, slot, lock_file, lock_byte, on)
+        self.fs, self._voters, self._usable = fs, voters, usable
+        self._longest = longest_ms / 1000
+        self._busy: set[int] = set()  # copies whose disk has not answered yet
+        self.failures: dict[int, Exception] = {}
+        """What went wrong with copies since somebody looked."""
+
+    def _any(self) -> int:
+        return self._voters()[0]
+
+    @property
+    def majority(self) -> int:
+        """Copies that make a majority."""
+        return len(self._voters()) // 2 + 1
+
+    # ---- as a log ------------------------------------------------------------------------------------------------------------
+
+    def ensure_valid(self, timeout: float) -> None:
+        """For readers: nothing to see to; `catch_up` was called when the cluster was opened."""
+
+    def is_begun(self) -> bool:
+        """Whether a controller epoch was begun since the boot: the high watermark counts."""
+        return bool(self.leadership[VERSION]) and not self.leadership[APPLYING]
+
+    def append(self, batch: Pending, timeout: float) -> None:
+        """Write records; they are on the disks of a majority when this returns.
+
+        Raises: NotEnoughReplicasError, StorageFullError: nobody knows whether they will count.
+        """
+        deadline = monotonic() + timeout
+        while True:
+            place = self.leadership[PLACE]
+            try:
+                self._on_leader(place, partial(self.write, batch, place, left(deadline)), deadline)
+                self._commit(place, deadline)
+                return
+            except _LeaderFailedError:
+                self._begin_epoch(deadline)
+
+    def wait_synced(self, batch: Pending, timeout: float) -> None:
+        """`append` did so."""
+
+    def sync(self, timeout: float) -> None:
+        """What is shown is on the disks of a majority."""
+
+    def catch_up(self, timeout: float) -> None:
+        """Commit what a writer that died left behind; begin a controller epoch where there is none."""
+        deadline = monotonic() + timeout
+        while True:
+            try:
+                if not self.is_begun():
+                    self._begin_epoch(deadline)
+                elif self.is_unsettled():
+                    place = self.leadership[PLACE]
+                    self._on_leader(place, partial(self.replica.catch_up, left(deadline)), deadline)
+                    self._commit(place, deadline)
+                return
+            except _LeaderFailedError:
+                self._begin_epoch(deadline)
+                return
+
+    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:  # noqa: ARG002
+        """Reading a copy failed: what is committed stands in others."""
+        broker = next((broker for broker, known in self._replicas.items() if known is replica), -1)
+        self.failures[broker] = error
+        return False
+
+    # ---- committing ------------------------------------------------------------------------------------------------------------
+
+    def _commit(self, place: int, deadline: float) -> None:
+        """Bring the leading copy's log to the disks of a majority, then show it."""
+        leader = self.on(leader_of(place))
+        end = leader.words[HWM]
+
+        def follow(broker: int) -> Callable[[], None]:
+            def work() -> None:
+                if broker != leader_of(place):
+                    while not self.fetch(broker, place, left(deadline)):
+                        pass
+                self.on(broker).sync(left(deadline))
+
+            return work
+
+        wanted = {broker: follow(broker) for broker in self._voters() if broker == leader_of(place) or self._usable(broker)}
+        answers = self._ask(wanted, deadline, self.majority)
+        if leader_of(place) in answers and isinstance(answers[leader_of(place)], Exception):
+            raise _LeaderFailedError
+        done = [broker for broker, answer in answers.items() if not isinstance(answer, Exception)]
+        if len(done) < self.majority:
+            self._refuse(answers, "have it")
+        words = self.leadership
+        words[HWM] = words[STABLE] = max(words[HWM], end)
+        self.ring()
+
+    def _refuse(self, answers: dict[int, Any], what: str) -> None:
+        errors = {broker: answer for broker, answer in answers.items() if isinstance(answer, Exception)}
+        full = next((error for error in errors.values() if isinstance(error, StorageFullError)), None)
+        if full is not None:
+            raise full
+        done = len(answers) - len(errors)
+        said = "; ".join(f"{_name(broker)}: {error}" for broker, error in sorted(errors.items())) or "the others are out"
+        raise NotEnoughReplicasError(f"{done} of {len(self._voters())} copies of the metadata {what}, {self.majority} are wanted: {said}")
+
+    def _on_leader(self, place: int, work: Callable[[], object], deadline: float) -> None:
+        broker = leader_of(place)
+        answers = self._ask({broker: work}, deadline, 1)
+        answer = answers.get(broker)
+        if not answers or isinstance(answer, (MovedError, StreamlogTimeoutError, *_BROKEN)):
+            raise _LeaderFailedError
+        if isinstance(answer, Exception):
+            raise answer
+
+    def _ask(self, wanted: dict[int, Callable[[], Any]], deadline: float, enough: int) -> dict[int, Any]:
+        """Have each copy do something, on a thread of its own: their answers or errors.
+
+        Once `enough` have done it the others have a moment more; who has not answered then is left out, and not asked until it has.
+        """
+        answers: dict[int, Any] = {}
+        gate = allocate_lock()
+        gate.acquire()
+
+        def run(broker: int, work: Callable[[], Any]) -> None:
+            try:
+                answers[broker] = work()
+            except Exception as error:  # told to who asked
+                answers[broker] = error
+            finally:
+                self._busy.discard(broker)
+                try:
+                    gate.release()
+                except RuntimeError:
+                    pass
+
+        asked = [broker for broker in wanted if broker not in self._busy]
+        for broker in asked:
+            self._busy.add(broker)
+            start_new_thread(run, (broker, wanted[broker]))
+        until = min(deadline, monotonic() + self._longest)
+        late = until
+        while len(answers) < len(asked):
+            if sum(not isinstance(answer, Exception) for answer in list(answers.values())) >= enough:
+                late = min(late, monotonic() + _PATIENCE)
+            if monotonic() >= late:
+                break
+            gate.acquire(True, max(0.001, min(late - monotonic(), 0.05)))
+        found = dict(answers)
+        for broker in wanted:
+            if broker not in found:
+                self.failures[broker] = DiskFailedError(f"the disk of {_name(broker)} does not answer")
+            elif isinstance(found[broker], _BROKEN):
+                self.failures[broker] = found[broker]
+        return found
+
+    # ---- a new controller epoch ------------------------------------------------------------------------------------------------
+
+    def _begin_epoch(self, deadline: float) -> None:
+        """Choose the copy that leads, promise an epoch, and commit a record of it."""
+        answers = self._ask({broker: self._looker(broker, deadline) for broker in self._voters()}, deadline, len(self._voters()))
+        seen = {broker: answer for broker, answer in answers.items() if not isinstance(answer, Exception) and broker not in self.failures}
+        if len(seen) < self.majority:
+            self._refuse(answers, "can be read")
+        epoch = max(promised for promised, _, _ in seen.values()) + 1
+        answers = self._ask({broker: self._promiser(broker, epoch) for broker in seen}, deadline, self.majority)
+        kept = {broker: seen[broker] for broker, answer in answers.items() if not isinstance(answer, Exception)}
+        if len(kept) < self.majority:
+            self._refuse(answers, "can be written")
+        leader = max(kept, key=lambda broker: (kept[broker][1:], -broker))
+        words, place = self.leadership, leadership.place(leader, epoch)
+        words[APPLYING] = 1
+        words[PLACE] = place
+        for broker in self._voters():
+            self.on(broker).store_turn()
+        words[VERSION] = epoch
+        words[APPLYING] = 0
+        import msgpack  # here: 4 ms of a cold start
+
+        batch = Pending()
+        batch.attributes, batch.columns = fmt.encode_rows([msgpack.packb(["LeaderChangeRecord", leader, epoch])])
+        batch.count = 1
+        self.append(batch, left(deadline))
+
+    def _looker(self, broker: int, deadline: float) -> Callable[[], tuple[int, int, int]]:
+        def look() -> tuple[int, int, int]:
+            """Highest epoch that a copy has heard of, epoch of its last record, and its end."""
+            copy = self.on(broker)
+            under(copy.lock, left(deadline), copy.revive)
+            end = copy.words[HWM]
+            return max(self._promise(broker), copy.words[EPOCH]), copy.leader_epochs().last_before(end), end
+
+        return look
+
+    def _promise_path(self, broker: int) -> str:
+        return f"{self.on(broker).directory}/{names.QUORUM_STATE}"
+
+    def _promise(self, broker: int) -> int:
+        import json
+
+        try:
+            return int(json.loads(files.read_file(self.fs, self._promise_path(broker)))["leaderEpoch"])
+        except FileNotFoundError:
+            return 0
+
+    def _promiser(self, broker: int, epoch: int) -> Callable[[], None]:
+        def promise() -> None:
+            import json
+
+            path = self._promise_path(broker)
+            data = json.dumps({"data_version": 0, "leaderEpoch": epoch}).encode()
+            files.write_whole(self.fs, path, data, temporary=f"{path}{names.TEMPORARY}")
+
+        return promise
+
+    def rejoin(self, broker: int, timeout: float) -> None:
+        """A copy comes back: bring it up to date.  Raises what its disk does."""
+        deadline = monotonic() + timeout
+        place = self.leadership[PLACE]
+        copy = self.on(broker)
+
+        def work() -> None:
+            under(copy.lock, left(deadline), copy.revive)
+            while broker != leader_of(place) and not self.fetch(broker, place, left(deadline)):
+                pass
+            copy.sync(left(deadline))
+
+        answers = self._ask({broker: work}, deadline, 1)
+        answer = answers.get(broker, DiskFailedError(f"the disk of {_name(broker)} does not answer"))
+        if isinstance(answer, Exception):
+            raise answer
+        self._promise_again(broker, epoch_of(place))
+        self.failures.pop(broker, None)
+
+    def _promise_again(self, broker: int, epoch: int) -> None:
+        if self._promise(broker) < epoch:
+            self._promiser(broker, epoch)()
+
+
+class _LeaderFailedError(StreamlogError):
+    """The copy that leads cannot be written: another one has to."""
+
+
+def _name(broker: int) -> str:
+    return "the home's copy" if broker == leadership.HOME else f"broker {broker}"

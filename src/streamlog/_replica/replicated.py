@@ -1,0 +1,559 @@
+"""`ReplicatedLog`: the log of a partition of a cluster with several brokers.
+
+An append writes the leader's log; under acks="all" the same call then copies it to the in-sync followers and moves the high watermark on, so
+that what is acknowledged is in all of them.  Under acks=1 the record is a debt, which the home's fetcher pays, or who closes, or who waits
+to read it (H42).  Whoever meets a failure has the controller elect another leader and goes on there.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from streamlog._log.partition import LogSettings, PartitionLog, Pending
+    from streamlog._log.state import Slot
+    from streamlog._os.locks import LockFile
+    from streamlog._replica.controller import Controller
+    from streamlog._replica.election import PartitionState
+    from streamlog._replica.home import Home
+
+    R = TypeVar("R")
+
+from streamlog._format import names
+from streamlog._format.batch import SEGMENT_HEADER_SIZE
+from streamlog._log import partition as partition_log
+from streamlog._log import recovery
+from streamlog._log.segment import SegmentView
+from streamlog._log.state import ALIGNED, BOOT, DEAD, END, HWM, SYNCED
+from streamlog._os import files, locks, process
+from streamlog._os.clock import left, monotonic
+from streamlog._os.locks import under
+from streamlog._replica import leadership
+from streamlog._replica.leadership import APPLYING, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
+from streamlog._replica.replicas import MovedError, Replicas
+from streamlog.errors import (
+    CorruptRecordError,
+    DiskFailedError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
+    NotLeaderOrFollowerError,
+    StorageError,
+    StorageFullError,
+    StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
+)
+
+BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
+"""What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
+
+
+class NeedsControllerError(NotLeaderOrFollowerError):
+    """An append inside another lock met something that only the controller can settle: let go, call `settle`, and start over (H19)."""
+
+    def __init__(self, message: str, settle: Callable[[], object]) -> None:
+        super().__init__(message)
+        self.settle = settle
+
+
+def starting_over(function: Callable[..., R], *args: Any) -> R:
+    """Call what takes locks and appends inside; where that needs the controller it lets go, has it act, and starts over."""
+    while True:
+        try:
+            return function(*args)
+        except NeedsControllerError as need:
+            need.settle()
+
+
+class ReplicatedLog(Replicas):
+    """Safe to share between threads."""
+
+    def __init__(
+        self, home: Home, topic: str, topic_id: bytes, partition: int, slot: Slot, lock_file: LockFile, lock_byte: int,
+        on: Callable[[int], PartitionLog], settings: LogSettings,
+    ) -> None:  # fmt: skip
+        super().__init__(topic, topic_id, partition, slot, lock_file, lock_byte, on)
+        self._home, self.settings, self.fs = home, settings, home.fs
+        self._metadata = home.metadata
+        self._key = topic_id, partition
+        self._lagging: dict[int, float] = {}  # since when an append waits for a follower's lock (monotonic s)
+
+    # ---- the leadership --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _controller(self) -> Controller:
+        return self._home.controller
+
+    @property
+    def state(self) -> PartitionState:
+        """The partition as the metadata have it, as far as folded.  Raises UnknownTopicOrPartitionError."""
+        found = self._metadata.partitions.get(self._key)
+        if found is None:
+            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+        return found
+
+    def _any(self) -> int:
+        return self.state.replicas[0]
+
+    @property
+    def min_in_sync(self) -> int:
+        """Replicas that have to be in sync for acks="all", and for the high watermark to move on."""
+        topic = self._metadata.by_id.get(self.topic_id)
+        return 1 if topic is None else min(topic.config.min_insync_replicas, len(self.state.replicas))
+
+    def place(self, timeout: float) -> int:
+        """Leader and epoch, with the shared words in step with the metadata.
+
+        Raises: NotLeaderOrFollowerError (nobody leads), UnknownTopicOrPartitionError.
+        """
+        words, metadata = self.leadership, self._metadata
+        if metadata.changed():
+            self._home.refresh(timeout)
+        while True:
+            state = metadata.partitions.get(self._key)
+            if state is None:
+                state = self.state
+            version = words[VERSION]
+            if version == state.partition_epoch + 1 and not words[APPLYING]:
+                break
+            if version > state.partition_epoch + 1:
+                self._home.refresh(timeout)
+                if self.state is state:
+                    raise NotLeaderOrFollowerError(f"{self.name}: its leadership is newer than the metadata that can be read")
+            elif version == 0:
+                self._call(lambda: self._controller.after_boot(self, timeout))
+            else:
+                self.apply(state, timeout)
+        place = words[PLACE]
+        if leader_of(place) < 0:
+            self._call(lambda: self._controller.offline(self, timeout))
+            place = words[PLACE]
+            if leader_of(place) < 0:
+                raise NotLeaderOrFollowerError(self._why_offline())
+        return place
+
+    def _why_offline(self) -> str:
+        state, brokers = self.state, self._metadata.brokers
+        how = "; ".join(f"broker {number}: {brokers[number].described()}" for number in state.replicas if number in brokers)
+        eligible = sorted({*state.in_sync, *state.eligible})
+        return f"{self.name} has no leader: {how}; who may lead it: {eligible or 'none'}. Start one of these, or elect_leaders(unclean=True)"
+
+    def _call(self, function: Callable[[], object]) -> None:
+        """Have the controller do something; not from inside a locked section, which has to be left first."""
+        if get_ident() in locks.inside:
+            raise NeedsControllerError(f"{self.name}: its leader is being elected", function)
+        function()
+
+    def apply(self, state: PartitionState, timeout: float, high_watermark: int = -1) -> None:
+        """Make the shared words say what the metadata do, unless they say something newer."""
+        under(self.lock, timeout, self._apply, state, high_watermark)
+        self.ring()
+
+    def _apply(self, state: PartitionState, high_watermark: int) -> None:
+        words = self.leadership
+        if words[VERSION] > state.partition_epoch + 1 or (words[VERSION] == state.partition_epoch + 1 and not words[APPLYING]):
+            return
+        words[APPLYING] = process.pid()
+        place = leadership.place(state.leader, state.leader_epoch)
+        if high_watermark >= 0:
+            words[HWM] = words[STABLE] = high_watermark
+        words[IN_SYNC] = leadership.mask(state.in_sync)
+        if words[PLACE] != place or high_watermark >= 0:
+            words[PLACE] = place  # from here on who led before publishes nothing
+            for broker in state.replicas:
+                self.on(broker).store_turn()  # readers look again before the high watermark goes beyond what the old leader had
+            words[MARKERS] = self.on(state.leader).words[END] if state.leader >= 0 else 0
+        words[VERSION] = state.partition_epoch + 1
+        words[APPLYING] = 0
+
+    def count_in(self, broker: int, place: int, timeout: float) -> bool:
+        """Before the metadata let a replica join the in-sync set: count it, if it has all below the high watermark (grow first)."""
+        return bool(under(self.lock, timeout, self._count_in, broker, place))
+
+    def _count_in(self, broker: int, place: int) -> bool:
+        words, slot = self.leadership, self.on(broker).words
+        leader = self.on(leader_of(place))
+        if words[PLACE] != place or words[APPLYING] or slot[ALIGNED] != leadership.epoch_of(place):
+            return False
+        if slot[HWM] < words[HWM] or slot[HWM] < self._epoch_start(leader, place):
+            return False
+        words[IN_SYNC] |= 1 << broker
+        return True
+
+    @staticmethod
+    def _epoch_start(leader: PartitionLog, place: int) -> int:
+        return leader.epoch_start if leader.epoch == leadership.epoch_of(place) else 0
+
+    def count_out(self, timeout: float) -> None:
+        """The metadata did not take it: the in-sync set is what they say."""
+
+        def reset() -> None:
+            if self.leadership[VERSION] == self.state.partition_epoch + 1:
+                self.leadership[IN_SYNC] = leadership.mask(self.state.in_sync)
+
+        under(self.lock, timeout, reset)
+
+    # ---- append ----------------------------------------------------------------------------------------------------------------
+
+    def append(self, batch: Pending, timeout: float) -> None:
+        """Write a batch; under acks="all" it is in all in-sync replicas when this returns.
+
+        A batch that is written but not acknowledged yet (`batch.placed`) is not written again where the call is repeated.
+        Raises: NotEnoughReplicasError (nothing written), NotEnoughReplicasAfterAppendError, NotLeaderOrFollowerError,
+                StreamlogTimeoutError, and like `PartitionLog.append`.
+        """
+        try:
+            self._append(batch, timeout)
+        except BaseException:
+            batch.base_offset = -1  # written or not: it is not acknowledged, and the next try goes on where this one ended
+            raise
+
+    def _append(self, batch: Pending, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        tries = 0
+        while True:
+            place = self.place(max(timeout, 1.0))
+            try:
+                if batch.placed is not None and not self._is_there(batch, place, timeout):
+                    batch.placed = None
+                if batch.placed is None:
+                    self._write_to_leader(batch, place, timeout)
+                if batch.acks_all:
+                    self._acknowledge(batch, place, deadline)
+                else:
+                    self._owe(place, timeout)
+                assert batch.placed is not None
+                batch.base_offset, batch.epoch = batch.placed
+                self.ring()
+                self._home.ring()
+                return
+            except MovedError:
+                tries += 1
+                if tries > 3 and monotonic() > deadline:
+                    raise StreamlogTimeoutError(f"{self.name}: its leader changes again and again") from None
+            except (*BROKEN, CorruptRecordError) as error:
+                tries += 1
+                if tries > len(self.state.replicas):
+                    raise
+                self._call_for(error, leader_of(place), timeout)
+
+    def _write_to_leader(self, batch: Pending, place: int, timeout: float) -> None:
+        if batch.acks_all and (count := self.leadership[IN_SYNC].bit_count()) < self.min_in_sync:
+            raise NotEnoughReplicasError(f"{self.name}: {count} replicas are in sync, min_insync_replicas={self.min_in_sync}; nothing was written")
+        try:
+            self.write(batch, place, timeout)
+        except StreamlogTimeoutError as error:
+            self._wait_for(leader_of(place), error, timeout)
+        self._lagging.pop(leader_of(place), None)
+        batch.placed = batch.base_offset, batch.epoch
+
+    def _acknowledge(self, batch: Pending, place: int, deadline: float) -> None:
+        """Copy to the in-sync followers until the high watermark is beyond the batch (acks="all")."""
+        assert batch.placed is not None
+        words, end = self.leadership, batch.placed[0] + batch.count
+        while words[HWM] < end:
+            behind = self._copy_to_followers(place, end, deadline, batch)
+            self.publish(place, self.min_in_sync, 1.0)
+            if words[HWM] >= end:
+                break
+            if words[PLACE] != place:
+                raise MovedError
+            if (count := words[IN_SYNC].bit_count()) < self.min_in_sync:
+                raise NotEnoughReplicasAfterAppendError(
+                    f"{self.name}: offset {batch.placed[0]} is in the leader's log, {count} replicas are in sync, "
+                    f"min_insync_replicas={self.min_in_sync}"
+                )
+            if words[APPLYING] or words[VERSION] != self.state.partition_epoch + 1:
+                raise MovedError
+            if behind is not None and monotonic() >= deadline:
+                raise behind
+        if words[PLACE] != place:
+            raise MovedError  # what is shown may be another leader's
+
+    def _copy_to_followers(self, place: int, end: int, deadline: float, batch: Pending | None = None) -> StreamlogTimeoutError | None:
+        """One fetch for each in-sync follower that is behind; returns what one could not be had for."""
+        leader, epoch, trouble = leader_of(place), leadership.epoch_of(place), None
+        for broker in members(self.leadership[IN_SYNC]):
+            slot = self.on(broker).words
+            if broker == leader or (slot[HWM] >= end and slot[ALIGNED] == epoch):
+                continue
+            try:
+                self.fetch(broker, place, max(0.0, min(deadline - monotonic(), 0.05)), batch)
+                self._lagging.pop(broker, None)
+            except StreamlogTimeoutError as error:
+                trouble = error
+                self._wait_for(broker, error, 0.0, quietly=True)
+            except BROKEN as error:
+                self._call_for(error, broker, 1.0)
+                raise MovedError from None
+        return trouble
+
+    def _wait_for(self, broker: int, error: StreamlogTimeoutError, timeout: float, *, quietly: bool = False) -> None:
+        """A replica's log lock could not be had: after `replica_lag_time_max_ms` it counts as failed (H40)."""
+        since = self._lagging.setdefault(broker, monotonic() - timeout)
+        if (monotonic() - since) * 1000 > self._home.config.replica_lag_time_max_ms:
+            self._lagging.pop(broker, None)
+            self._call(lambda: self._controller.shrink(self, broker, f"its log's lock could not be had: {error}", 10.0))
+            raise MovedError from None
+        if not quietly:
+            raise error
+
+    def _call_for(self, error: Exception, broker: int, timeout: float) -> None:
+        """A disk failed us: the broker is out, or the damaged replica is."""
+        timeout = max(timeout, 10.0)
+        if isinstance(error, CorruptRecordError):
+            owner = self._owner_of(error.path, broker)
+            self._call(lambda: self._controller.damaged(self, owner, error, timeout))
+        else:
+            named = self._owner_of(str(getattr(error, "filename", "") or error), broker)
+            self._call(lambda: self._controller.fail(named, error, timeout))
+
+    def _owner_of(self, text: str, otherwise: int) -> int:
+        """The broker whose directory an error names."""
+        for broker, replica in self._replicas.items():
+            if f"{replica.directory}/" in text or text.endswith(replica.directory):
+                return broker
+        return otherwise
+
+    def _is_there(self, batch: Pending, place: int, timeout: float) -> bool:
+        """Whether a batch that was written under a former leader is in the log of the present one (KIP-101)."""
+        assert batch.placed is not None
+        offset, epoch = batch.placed
+        if epoch == leadership.epoch_of(place):
+            return True
+        leader = self.lead(place, max(timeout, 1.0))
+        return bool(leader.leader_epochs().floor(epoch, leader.words[HWM]) >= (epoch, offset + batch.count))
+
+    # ---- debts ---------------------------------------------------------------------------------------------------------------
+
+    def _owe(self, place: int, timeout: float) -> None:
+        """acks=1: it is in the leader's log.  With nobody to copy it, it is shown at once; else the fetcher sees to it."""
+        if self.leadership[PLACE] != place:
+            raise MovedError
+        if self.leadership[IN_SYNC].bit_count() == 1:
+            self.publish(place, self.min_in_sync, max(timeout, 1.0))
+        else:
+            self._home.fetcher.owe(self)
+
+    def debt(self) -> int:
+        """Records in the leader's log that are not shown yet."""
+        return int(self.replica.words[HWM] - self.leadership[HWM]) if leader_of(self.leadership[PLACE]) >= 0 else 0
+
+    def replicate(self, timeout: float) -> bool:
+        """Copy what in-sync followers lack, once; whether nothing is owed any more.  Raises like `append`."""
+        deadline = monotonic() + timeout
+        place = self.place(timeout)
+        try:
+            leader = self.lead(place, timeout)
+            end = leader.words[HWM]
+            self._copy_to_followers(place, end, deadline)
+            self.publish(place, self.min_in_sync, timeout)
+        except MovedError:
+            return False
+        except (*BROKEN, CorruptRecordError) as error:
+            self._call_for(error, leader_of(place), timeout)
+            return False
+        self.ring()
+        return bool(self.leadership[HWM] >= end)
+
+    def pay(self, timeout: float) -> None:
+        """For who waits, or goes: copy what is owed (H42)."""
+        if self.debt() and get_ident() not in locks.inside:
+            try:
+                while not self.replicate(timeout) and timeout > 0:
+                    timeout -= 0.05
+            except (NotLeaderOrFollowerError, StreamlogTimeoutError, NotEnoughReplicasError, UnknownTopicOrPartitionError):
+                pass  # another one's turn, or nobody's
+
+    def catch_up(self, timeout: float) -> None:
+        """Bring what is in the leader's log below the high watermark, so that whoever decides next knows of it."""
+        deadline = monotonic() + timeout
+        while True:
+            place = self.place(timeout)
+            try:
+                leader = self.lead(place, timeout)
+                leader.catch_up(timeout)
+                if leader.words[HWM] <= self.leadership[HWM] or self.replicate(timeout):
+                    return
+                if self.leadership[IN_SYNC].bit_count() < self.min_in_sync:
+                    raise NotEnoughReplicasError(f"{self.name}: too few replicas are in sync, min_insync_replicas={self.min_in_sync}")
+            except MovedError:
+                pass
+            except BROKEN as error:
+                self._call_for(error, leader_of(place), timeout)
+            if monotonic() > deadline:
+                raise StreamlogTimeoutError(f"{self.name}: its followers could not be brought up to date within {timeout:g} s")
+
+    # ---- reading ---------------------------------------------------------------------------------------------------------------
+
+    def ensure_valid(self, timeout: float) -> None:
+        """For readers: see that the shared words count, and that the log to be read is whole."""
+        if self.topic_id in self._metadata.removed or self.replica.words[BOOT] == DEAD:
+            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+        words = self.leadership
+        try:
+            if words[VERSION] == 0 or words[APPLYING]:
+                place = self.place(timeout)
+                self.lead(place, timeout)
+            self.replica.ensure_valid(timeout)
+        except MovedError:
+            pass  # the next look finds who leads
+        except NeedsControllerError:
+            raise
+        except NotLeaderOrFollowerError:
+            pass  # what is below the high watermark can be read as long as the disk is there
+        except BROKEN as error:
+            self._call_for(error, self._last_leader, timeout)
+
+    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:
+        """Reading `replica` failed: have another one lead, and this one repaired, where there is another one."""
+        if get_ident() in locks.inside:
+            return False
+        broker = next((broker for broker, known in self._replicas.items() if known is replica), -1)
+        place = self.leadership[PLACE]
+        if broker != leader_of(place):
+            return broker >= 0 and leader_of(place) >= 0
+        if not isinstance(error, (*BROKEN, CorruptRecordError)):
+            return False
+        try:
+            self._call_for(error, broker, timeout)
+        except NotLeaderOrFollowerError:
+            return False
+        return self.leadership[PLACE] != place and leader_of(self.leadership[PLACE]) >= 0
+
+    # ---- sync ----------------------------------------------------------------------------------------------------------------
+
+    def wait_synced(self, batch: Pending, timeout: float) -> None:
+        """Return once a batch that was appended is on the disk: of the leader, under acks="all" of all in-sync replicas (H32)."""
+        self._sync(batch.base_offset + batch.count, timeout, all_=batch.acks_all)
+
+    def sync(self, timeout: float) -> None:
+        """Return once all that is published now is on the disks of all in-sync replicas."""
+        self._sync(self.high_watermark, timeout, all_=True)
+
+    def _sync(self, end: int, timeout: float, *, all_: bool) -> None:
+        deadline = monotonic() + timeout
+        while True:
+            place = self.place(timeout)
+            words = self.leadership
+            brokers = [leader_of(place), *members(words[IN_SYNC])] if all_ else [leader_of(place)]
+            try:
+                for broker in dict.fromkeys(brokers):
+                    replica = self.on(broker)
+                    while replica.words[SYNCED] < end:
+                        if replica.words[HWM] < end:
+                            raise MovedError
+                        replica.sync(left(deadline))
+            except BROKEN as error:
+                self._call_for(error, broker, timeout)
+                continue
+            except MovedError:
+                if monotonic() > deadline:
+                    raise StreamlogTimeoutError(f"{self.name}: not on the disk of all in-sync replicas within {timeout:g} s") from None
+                self.replicate(left(deadline))
+                continue
+            if words[PLACE] == place:
+                return
+
+    def flush_due(self) -> bool:
+        """Whether `flush_messages` or `flush_ms` asks for a sync now."""
+        return self.replica.flush_due()
+
+    # ---- replicas that come back ---------------------------------------------------------------------------------------------------
+
+    def follow(self, broker: int, place: int, timeout: float) -> bool:
+        """Copy to a replica until it has all that is shown; whether it has."""
+        deadline = monotonic() + timeout
+        try:
+            while True:
+                is_level = self.fetch(broker, place, min(timeout, 1.0))
+                slot = self.on(broker).words
+                if is_level or slot[HWM] >= max(self.leadership[HWM], self.on(leader_of(place)).words[END]):
+                    return True
+                if monotonic() > deadline:
+                    return False
+        except MovedError:
+            return False
+        except CorruptRecordError as error:
+            if self._owner_of(error.path, broker) == broker:
+                self.discard_from_damage(broker, error, timeout)
+            else:
+                self._call_for(error, leader_of(place), timeout)
+            return False
+        except BROKEN as error:
+            self._call_for(error, broker, timeout)
+            return False
+
+    def revive(self, broker: int, timeout: float) -> bool:
+        """A broker comes back: look at its replica as if for the first time, with nothing believed that only memory says.
+
+        Returns whether its records are there; where the directory is not, an empty one is made.
+        """
+        replica = self.on(broker)
+        try:
+            under(replica.lock, timeout, replica.revive)
+        except (DiskFailedError, FileNotFoundError, CorruptRecordError):
+            if files.is_directory(replica.directory) and names.base_offsets(self.fs.listdir(replica.directory)):
+                raise
+            self.make_replica(broker)
+            under(replica.lock, timeout, replica.revive)
+            return False
+        return True
+
+    def make_replica(self, broker: int) -> None:
+        """Make an empty replica's directory, unless it is there."""
+        directory = self.on(broker).directory
+        if files.is_directory(directory):
+            files.remove_directory(self.fs, directory)
+        partition_log.create(self.fs, directory, self.topic_id, self.partition)
+        files.take_owner(directory, self._home.path)
+
+    def discard_from_damage(self, broker: int, error: CorruptRecordError, timeout: float) -> None:
+        """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader."""
+        replica = self.on(broker)
+        if broker in self.state.in_sync or not error.path.startswith(f"{replica.directory}/"):
+            return
+        under(replica.lock, timeout, self._discard, replica, error.path.rpartition("/")[2])
+
+    def _discard(self, replica: PartitionLog, name: str) -> None:
+        replica.words[ALIGNED] = 0
+        bases = replica.segments()
+        base = int(name[:20]) if name[:20].isdigit() else bases[0]
+        offset = base
+        try:
+            view = SegmentView(replica.fs, replica.directory, base)
+            for _, batch in view.batches(SEGMENT_HEADER_SIZE, base, replica.words[END], view.size):
+                offset = batch.next_offset
+        except (StorageError, FileNotFoundError):
+            pass  # its header is damaged, or it is not there: all of the segment goes
+        epochs = replica.leader_epochs()
+        at = max((entry for entry in epochs.entries if entry[1] <= offset), default=(0, 0))
+        recovery.cut(replica, offset, *at)
+
+    # ---- birth, death, and in between --------------------------------------------------------------------------------------------
+
+    def initialise(self, timeout: float) -> None:
+        """Fill the slots of a partition that was just made, so that its first use is no recovery."""
+        state = self.state
+        for broker in state.replicas:
+            self.on(broker).initialise(timeout)
+        if not self.leadership[VERSION]:
+            self.apply(state, timeout, 0)
+
+    def mark_deleted(self, timeout: float) -> None:
+        """The topic is deleted: the slots' words are 0 for ever, waiters wake."""
+        for replica in list(self._replicas.values()):
+            replica.mark_deleted(timeout)
+        self.ring()
+
+    def check_place(self) -> None:
+        """Is the directory of each replica still there (H8)?"""
+        for broker, replica in list(self._replicas.items()):
+            known = self._metadata.brokers.get(broker)
+            if known is None or not known.is_online:
+                replica.release_files()
+            else:
+                replica.check_place()
