@@ -6,7 +6,7 @@ import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from os import PathLike
     from typing import Any
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
     from streamlog.types import (
+        BrokerDescription,
         GroupDescription,
         GroupListing,
         HangingTransaction,
         OffsetAndMetadata,
+        Reassignment,
         TopicPartition,
         TransactionDescription,
         TransactionListing,
@@ -30,7 +32,8 @@ from streamlog._os import files, process
 from streamlog._os.files import LOCAL, FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica import topics as topic_admin
-from streamlog._replica.home import FORMAT_VERSION, Home
+from streamlog._replica.description import FORMAT_VERSION
+from streamlog._replica.home import Home
 from streamlog._replica.leadership import MAX_BROKERS
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig, TopicConfig
@@ -40,6 +43,7 @@ from streamlog.errors import (
     InvalidConfigError,
     InvalidPartitionsError,
     InvalidReplicationFactorError,
+    InvalidStateError,
     InvalidTopicError,
     StreamlogError,
 )
@@ -69,7 +73,12 @@ def open(  # noqa: A001  (streamlog.open is the contract)
             StreamlogTimeoutError.
     """
     ClusterConfig(options)
-    return Cluster(_Place(location, unsafe_filesystem=unsafe_filesystem, brokers=brokers), create=create, options=options)
+    place = _Place(location, unsafe_filesystem=unsafe_filesystem, brokers=brokers)
+    if isinstance(place.brokers, list):
+        from streamlog._client import broker_admin
+
+        broker_admin.warn_of_shared_devices(place.path, place.brokers)
+    return Cluster(place, create=create, options=options)
 
 
 class _Place:
@@ -394,6 +403,129 @@ class Cluster:
 
         transaction_admin.end_hanging(self._transactions, topic, partition, first_offset, self.timeout)
 
+    # ---- brokers -----------------------------------------------------------------------------------------------------------------
+
+    def brokers(self) -> list[BrokerDescription]:
+        """The brokers, by id, with their states and what they have."""
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        return broker_admin.describe(self._home)
+
+    def stop_broker(self, broker: int) -> None:
+        """Take a broker out: its leaders move first, then nothing is written to it.  Partitions without another in-sync replica go offline."""
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        self._home.controller.stop(broker_admin.checked(self._home, broker), self.timeout)
+
+    def start_broker(self, broker: int) -> None:
+        """Bring back a broker that was stopped or failed; when this returns its replicas have caught up, unless a warning says otherwise.
+
+        Raises: NotAClusterError (the directory is not there, or is another cluster's), DiskFailedError, StorageFullError.
+        """
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        self._home.controller.start(broker_admin.checked(self._home, broker), self.timeout)
+
+    def add_broker(self, path: str | PathLike[str] | None = None) -> int:
+        """Add a broker, in a directory of its own or below the cluster's; returns its id.  What is there stays where it is: `reassign_partitions`.
+
+        A cluster of one broker becomes one of two; nobody else may have it open then, and nothing in this process use it.
+        """
+        from streamlog._client import broker_admin
+
+        place = None if path is None else _checked_brokers([path])
+        assert place is None or isinstance(place, list)
+        self._refreshed()
+        if place:
+            there = [broker.path for broker in self._home.brokers.values()]
+            if place[0] in there:
+                raise ConfigurationError(f"{place[0]} is a broker of this cluster already")
+            broker_admin.warn_of_shared_devices(self._place.path, [*there, *place])
+        if not self._home.is_replicated:
+            return self._become_several(place[0] if place else None)
+        from streamlog._replica import administration
+
+        return administration.add(self._home, place[0] if place else None, self.timeout)
+
+    def _become_several(self, path: str | None) -> int:
+        home = self._home
+        if any(not child._closed_reason for child in list(self._children)):
+            raise InvalidStateError("the second broker is added while nobody uses the cluster: close its producers and consumers first")
+        config, timeout = self._options, self.timeout
+        home.add_second_broker(path)
+        self._groups_of_home = self._transactions_of_home = None
+        self._options = config
+        self._place.brokers = None
+        self.timeout = timeout
+        self._enter(create=False)
+        from streamlog._replica import administration
+
+        administration.spread_internal(self._home, timeout)
+        return 1
+
+    def retire_broker(self, broker: int, *, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Move everything off a broker, then forget it.  Raises InvalidStateError where that cannot be."""
+        from streamlog._client import broker_admin
+        from streamlog._replica import administration
+
+        self._refreshed()
+        administration.retire(self._home, broker_admin.checked(self._home, broker), on_progress, self.timeout)
+
+    def repair_broker(self, broker: int) -> None:
+        """Take a broker whose directory was lost, emptied or replaced by an empty one as a new one: all is copied from the others.
+
+        Raises: InvalidStateError (it is online, or the only one that has some records), NotAClusterError (something else is there).
+        """
+        from streamlog._client import broker_admin
+        from streamlog._replica import administration
+
+        self._refreshed()
+        administration.reformat(self._home, broker_admin.checked(self._home, broker), self.timeout)
+
+    def repair(self) -> dict[str, int]:
+        """Read all replicas, and copy anew what is damaged; returns the damaged replicas, and how many records of each were copied."""
+        from streamlog._client import broker_admin
+        from streamlog._replica import administration
+
+        self._refreshed()
+        broker_admin.needs_several(self._home)
+        return administration.repair(self._home, self.timeout)
+
+    def reassign_partitions(
+        self, assignments: Mapping[Any, Sequence[int]], *, on_progress: Callable[[int, int], None] | None = None, timeout: float | None = None
+    ) -> None:
+        """Move partitions: `{("clicks", 0): [2, 0, 1]}`; the first broker is to lead.  The number of replicas may change.
+
+        Returns when the new replicas are in sync and the old ones are gone.  Producers and consumers go on meanwhile.
+        Args:   on_progress: called with the records copied, and the records in all; timeout: seconds, None: as long as it takes.
+        Raises: StreamlogTimeoutError (call it again to go on), ConfigurationError, InvalidStateError (a new broker is not online).
+        """
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        broker_admin.reassign(self._home, assignments, on_progress, 1e6 if timeout is None else timeout)
+
+    def reassignments(self) -> list[Reassignment]:
+        """Partitions that are on their way to other brokers: one that was cut short goes on with the same `reassign_partitions`."""
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        return broker_admin.reassignments(self._home)
+
+    def elect_leaders(self, partitions: Iterable[Any] | None = None, *, unclean: bool = False) -> dict[TopicPartition, int]:
+        """Give partitions (all where none are named) their preferred leaders: the first of their replicas, where it is in sync.
+
+        With `unclean` a partition without a leader gets any replica that lives: records that only the others had are lost.
+        Returns the leaders; -1: there is none.
+        """
+        from streamlog._client import broker_admin
+
+        self._refreshed()
+        return broker_admin.elect(self._home, partitions, self.timeout, unclean=unclean)
+
     # ---- the whole -------------------------------------------------------------------------------------------------------------
 
     def describe(self) -> ClusterDescription:
@@ -401,7 +533,8 @@ class Cluster:
         home, metadata = self._home, self._refreshed()
         topics = [metadata.topics[name] for name in self.topics()]
         partitions = sum(topic.partitions for topic in topics)
-        return ClusterDescription(self.location, home.cluster_id, FORMAT_VERSION, (0,), len(topics), partitions, home.processes())
+        brokers = tuple(sorted(home.brokers))
+        return ClusterDescription(self.location, home.cluster_id, FORMAT_VERSION, brokers, len(topics), partitions, home.processes())
 
     def close(self) -> None:
         """Close the cluster and its producers (flushed) and consumers.  A throw-away cluster goes with its last user."""

@@ -21,7 +21,7 @@ from streamlog._format.control import is_commit
 from streamlog._format.producer_snapshot import SNAPSHOT_MAGIC, ProducerSnapshot
 from streamlog._log import fold, state
 from streamlog._os.files import LOCAL, PAGE
-from streamlog._replica import home
+from streamlog._replica import description, home
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog.errors import UnsupportedCompressionError
 from streamlog.record_batch import to_records
@@ -357,7 +357,7 @@ def _cluster_json(file: _FileDump) -> None:
         return
     for name, value in fields:
         file.line(f"    {name} {json.dumps(value)}")
-    if version != home.FORMAT_VERSION:
+    if version != description.FORMAT_VERSION:
         file.newer(0, version)
 
 

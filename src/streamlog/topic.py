@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset, find_timestamp
+from streamlog._replica.election import PartitionState
 from streamlog.config import INT64_MAX
 from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
+
+_ALONE = PartitionState((0,), 0, in_sync=(0,))  # with one broker
 
 
 def offset_for_time(log: Log, timestamp_ms: Any, timeout: float, *, committed: bool = False) -> OffsetAndTimestamp | None:
@@ -100,8 +103,10 @@ class Topic:
             log.ensure_valid(self._cluster.timeout)
             bases, size = log.replica.sizes()
             epoch = log.replica.leader_epochs().latest()
+            state = self._cluster._home.metadata.partitions.get((self._topic_id, number), _ALONE)
             partitions.append(PartitionDescription(
-                    number, 0, epoch, (0,), (0,), log.start_offset, log.high_watermark, bases, size, log.last_stable_offset
+                    number, state.leader, epoch, state.replicas, state.in_sync, log.start_offset, log.high_watermark, bases, size,
+                    log.last_stable_offset, state.eligible,
                 ))
         return TopicDescription(found.name, self.id, found.config.items(), tuple(partitions))
 

@@ -101,8 +101,9 @@ class Record(NamedTuple):
 
 
 class PartitionDescription(NamedTuple):
-    """A partition as it stands: leader and replicas are broker ids; sizes are bytes on disk, reserved space not counted.
+    """A partition as it stands: leader (-1: none, it is offline) and replicas are broker ids; sizes are bytes on disk, reserved space not counted.
 
+    `isr` are the in-sync replicas, fewer than `replicas` where it is under-replicated; `eligible` those that may lead where none of them lives.
     Readers of committed records see offsets below `last_stable_offset`: the end, or where the earliest open transaction began.
     """
 
@@ -116,6 +117,32 @@ class PartitionDescription(NamedTuple):
     segments: int
     size_bytes: int
     last_stable_offset: int
+    eligible: tuple[int, ...] = ()
+
+
+class BrokerDescription(NamedTuple):
+    """A broker as it stands: `state` is "online", "failed" or "stopped", `reason` says why.
+
+    `leaders`, `replicas` and `in_sync` count partitions: that it leads, has a replica of, and has an in-sync one of.
+    """
+
+    broker: int
+    path: str
+    state: str
+    reason: str
+    leaders: int
+    replicas: int
+    in_sync: int
+
+
+class Reassignment(NamedTuple):
+    """A partition on its way to other brokers: `missing` are the records that its new replicas lack, added up."""
+
+    topic: str
+    partition: int
+    replicas: tuple[int, ...]
+    target: tuple[int, ...]
+    missing: int
 
 
 class TopicDescription(NamedTuple):

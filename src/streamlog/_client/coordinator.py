@@ -36,6 +36,7 @@ from streamlog._os import process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica.home import Home
+from streamlog._replica.replicated import starting_over
 from streamlog.errors import StreamlogError, UnstableOffsetCommitError
 from streamlog.types import TopicPartition
 
@@ -58,7 +59,7 @@ class Coordinator:
         deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        changed = under(self.file.lock, left(deadline), self._change, function, deadline)
+        changed = starting_over(lambda: under(self.file.lock, left(deadline), self._change, function, deadline))
         self.offsets.keep_up(timeout)
         return changed
 

@@ -298,6 +298,8 @@ class Fetcher:
             return False
         held_up = any(cursor.held_up for cursor in self.rotation) or bool(self._held_up_logs())
         self._home.tick()
+        for cursor in self.rotation:
+            cursor.log.pay(0.0)  # what nobody else is there to bring below the high watermark (H42)
         if self.config.fetch_spin_us:
             until = min(deadline, now + self.config.fetch_spin_us / 1e6)
             while monotonic() < until:

@@ -175,6 +175,7 @@ class Lane:
                 producer._manager.enlist(self, batch, PATIENCE if wait else 0.0)
             if producer._idempotent:
                 self._identify(batch)
+            batch.acks_all = producer._acks_all
             self.log.append(batch, PATIENCE if wait else 0.0)
         except RetriableError as error:
             return self._is_final(batch, error)

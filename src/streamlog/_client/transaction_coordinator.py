@@ -31,6 +31,7 @@ from streamlog._os.files import PAGE
 from streamlog._os.locks import TRANSACTION, ByteLock, LockFile, under
 from streamlog._os.mapping import Page
 from streamlog._replica.home import Home
+from streamlog._replica.replicated import starting_over
 from streamlog.errors import (
     ConcurrentTransactionsError,
     CorruptRecordError,
@@ -73,7 +74,8 @@ class TransactionCoordinator:
         log = self.states.keeper(transactional_id, timeout)
         if log.log.high_watermark - log.version > SMALL_GAP:
             log.refresh(timeout)  # a long fold happens outside the lock
-        after = under(self._lock_of(transactional_id), left(deadline), self._change, log, transactional_id, function, deadline)
+        lock = self._lock_of(transactional_id)
+        after = starting_over(lambda: under(lock, left(deadline), self._change, log, transactional_id, function, deadline))
         log.keep_up(left(deadline))
         if after.synced and after.state in PREPARING:
             log.log.sync(left(deadline))  # nobody acts on it before (H29), and who repeats the call waits as well

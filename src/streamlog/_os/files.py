@@ -314,6 +314,11 @@ def nearest_existing(path: str) -> str:
     return path
 
 
+def device_of(path: str) -> int:
+    """The device that a path is on."""
+    return os.stat(path).st_dev
+
+
 def is_directory(path: str) -> bool:
     """Whether there is a directory of this name, not through a link in the last component."""
     try:

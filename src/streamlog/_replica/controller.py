@@ -336,6 +336,11 @@ class Controller:
                     each.apply(state, timeout, min(marks[key], end))
 
         self._metadata.write(timeout, lambda: [change_record(key, state) for key, state in sorted(decide().items())], act)
+        for each in logs:
+            try:
+                each.replicate(timeout)  # what all in-sync replicas have is shown again
+            except (StreamlogError, OSError):
+                pass  # no leader, or too few replicas: who uses the partition is told
 
     def _ends(self, log: ReplicatedLog, timeout: float) -> dict[int, tuple[int, int]]:
         """Epoch of the last record and end of each replica that can be read; recovers those that nobody has since the boot."""

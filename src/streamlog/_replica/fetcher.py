@@ -80,6 +80,9 @@ class Fetcher:
                         last_work = now
                 except (StreamlogError, OSError):
                     pass  # the next round tries again
+                except Exception:
+                    if not home.closed:  # else a lock's file was closed under our feet
+                        raise
             if now - last_work > _IDLE:
                 with self._starting:
                     if not self._owed:
@@ -102,6 +105,8 @@ class Fetcher:
                 self._owed[log] = None  # its lock is taken, its leader is gone: again
                 pause = min(pause, _AFTER_ERROR)
             except Exception:
+                if self._stopped:
+                    return pause
                 import logging
 
                 logging.getLogger("streamlog").exception("fetcher of %s", log.name)

@@ -25,11 +25,13 @@ from streamlog._os.clock import Clock, monotonic, sleep
 from streamlog._os.files import FileSystem
 from streamlog._os.locks import METADATA, PARTITION, SYNC, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
-from streamlog._replica import leadership
+from streamlog._replica import description, leadership
 from streamlog._replica import metadata as metadata_log
 from streamlog._replica.brokers import Broker, read_properties
 from streamlog._replica.brokers import make as make_broker
-from streamlog._replica.controller import Controller
+from streamlog._replica.controller import Controller, change_record
+from streamlog._replica.description import FORMAT_VERSION, Description
+from streamlog._replica.election import created
 from streamlog._replica.fetcher import Fetcher
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog._replica.quorum import Quorum
@@ -38,16 +40,14 @@ from streamlog.config import ClusterConfig
 from streamlog.errors import (
     ClosedError,
     DiskFailedError,
-    InvalidConfigError,
+    InvalidStateError,
     NotAClusterError,
     StorageError,
     StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
-    UnsupportedFormatError,
 )
 
-FORMAT_VERSION = 1
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
 _CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _PROCESSES = 8, 9, 10, 11, 12, 64  # words of cluster.state
@@ -87,10 +87,10 @@ class Home:
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
+        self.cluster_id = ""
+        self._description = Description("", {}, {})
         self.brokers: dict[int, Broker] = {}
         self.quorum: Quorum | None = None
-        self._broker_paths: dict[int, str] = {}
-        self._stored_config: dict[str, Any] = {}
         self._broker_locks: dict[int, LockFile] = {}
         self.next_tick = monotonic() + _TICK
         self._next_save = monotonic() + _SAVE
@@ -100,7 +100,7 @@ class Home:
         self.fetcher = Fetcher(self)
         self.controller = Controller(self)
         try:
-            self._enter(create, config, None if brokers is None else _paths(path, brokers), timeout)
+            self._enter(create, config, None if brokers is None else description.paths(path, brokers), timeout)
         except BaseException:
             self.abandon()
             raise
@@ -113,7 +113,7 @@ class Home:
         self._wanted_brokers = brokers
         self._prepare(create)
         self._home_lock = self._locked(timeout)
-        self.cluster_id = self._check_cluster()
+        self._read_description()
         run = f"{self.path}/{names.RUN}"
         self._run_locks = self.keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
         self._partition_locks = self.keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
@@ -124,7 +124,7 @@ class Home:
         lock = ByteLock(self._run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
         if self.is_replicated:
             self.fs = files.letting_go(self.fs)  # a disk that hangs must not keep the interpreter (H40)
-            self.quorum = self._make_quorum()
+            self.quorum = self._make_quorum(lock)
             self.metadata = Metadata(self.quorum, lock, quorum=True)
         else:
             self.metadata = Metadata(self.log(TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {}), 0, timeout), lock)
@@ -141,19 +141,19 @@ class Home:
     def _open_brokers(self) -> dict[int, Exception]:
         """Open the brokers' directories; returns those of several that cannot be."""
         unopened: dict[int, Exception] = {}
-        for number, path in self._broker_paths.items():
+        for number, path in self._description.brokers.items():
             broker = self.brokers[number] = Broker(self.fs, number, path)
             try:
                 broker.open(self.cluster_id)
             except (OSError, StreamlogError) as error:
-                if len(self._broker_paths) == 1:
+                if len(self._description.brokers) == 1:
                     raise
                 unopened[number] = error
-        if len(unopened) == len(self._broker_paths):
+        if len(unopened) == len(self._description.brokers):
             raise next(iter(unopened.values()))
         return unopened
 
-    def _make_quorum(self) -> Quorum:
+    def _make_quorum(self, lock: ByteLock) -> Quorum:
         files_ = self._open_topic(metadata_log.TOPIC_ID, 60.0)
         topic = TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {})
         if len(self.brokers) == 2:
@@ -162,11 +162,12 @@ class Home:
         return Quorum(
             self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
             lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_usable, self.config.replica_lag_time_max_ms,
+            lock,
         )  # fmt: skip
 
     def voters(self) -> list[int]:
         """The copies of the metadata log: one in each broker; of two the home holds a third."""
-        found = sorted(self.brokers)
+        found = sorted(self.metadata.brokers or self.brokers)
         return [*found, leadership.HOME] if len(found) == 2 else found
 
     def _is_usable(self, broker: int) -> bool:
@@ -202,17 +203,13 @@ class Home:
     def _first_records(self) -> list[list[Any]]:
         if self.metadata.brokers:
             return []
-        found: list[list[Any]] = [["ClusterRecord", self._wanted_config]]
+        found: list[list[Any]] = [["ClusterRecord", self._description.config]]
         for number, broker in sorted(self.brokers.items()):
             directory_id = read_properties(self.fs, broker.path).get("directory.id", "")
-            found.append(["RegisterBrokerRecord", number, self._relative(broker.path), directory_id])
+            found.append(["RegisterBrokerRecord", number, description.relative(self.path, broker.path), directory_id])
+        for topic in self.metadata.topics.values():  # of a cluster that had one broker until now
+            found += [change_record((topic.topic_id, number), created((0,))) for number in range(topic.partitions)]
         return found
-
-    def _relative(self, path: str) -> str:
-        return path.removeprefix(f"{self.path}/")
-
-    def _absolute(self, path: str) -> str:
-        return path if path.startswith("/") else f"{self.path}/{path}"
 
     def _after_write(self) -> None:
         """Copies of the metadata that failed in a write: their brokers are out."""
@@ -298,7 +295,8 @@ class Home:
 
     def _make(self) -> None:
         """Nobody else is here: make the cluster where there is none, and begin `run/` anew.  State files are reset in place."""
-        self._make_cluster()
+        if not files.exists(f"{self.path}/{names.CLUSTER}"):
+            description.make(self.fs, self.path, self._wanted_config, self._wanted_brokers)
         run = f"{self.path}/{names.RUN}"
         try:
             self.fs.mkdir(run)
@@ -318,109 +316,19 @@ class Home:
         self._page.words[_RUN_ID] = int.from_bytes(process.random_bytes(8), "little") >> 1
         self._page.map[: _STATE.size] = self._state_header(identity)
 
-    def _make_cluster(self) -> None:
-        """Bring a cluster into being.  Commit step: `cluster.json` takes its name."""
-        path = f"{self.path}/{names.CLUSTER}"
-        try:
-            self.fs.stat(path)
-            return
-        except FileNotFoundError:
-            pass
-        brokers = self._wanted_brokers or self._found_brokers()
-        self._sweep(brokers)
-        cluster_id = self._owner_of_all(brokers)
-        for number, broker in brokers.items():
-            if not files.exists(f"{broker}/{names.META_PROPERTIES}"):
-                make_broker(self.fs, broker, number, cluster_id, self.path)
-        self.fs.sync_dir(self.path)
-        self._write_description(cluster_id, self._wanted_config, brokers)
-
-    def _found_brokers(self) -> dict[int, str]:
-        """The brokers below the home: of a cluster whose making was cut short, or that lost its description."""
-        found = {}
-        for name in self.fs.listdir(self.path):
-            number = name.removeprefix("broker-")
-            if number != name and number.isdigit() and files.is_directory(f"{self.path}/{name}"):
-                found[int(number)] = f"{self.path}/{name}"
-        return dict(sorted(found.items())) or {0: f"{self.path}/{names.broker(0)}"}
-
-    def _sweep(self, brokers: dict[int, str]) -> None:
-        """Remove what makings that were cut short left behind."""
-        for broker in brokers.values():
-            parent, _, name = broker.rpartition("/")
-            if not files.is_directory(parent):
-                continue
-            for left_over in self.fs.listdir(parent):
-                if left_over.startswith(f"{name}.") and left_over.endswith(names.TEMPORARY):
-                    files.remove_tree(f"{parent}/{left_over}")
-
-    def _owner_of_all(self, brokers: dict[int, str]) -> str:
-        """The cluster that these brokers belong to already: a new one, or one whose home was lost."""
-        owners = {}
-        for number, broker in brokers.items():
-            if files.exists(f"{broker}/{names.META_PROPERTIES}"):
-                owners[number] = read_properties(self.fs, broker)["cluster.id"]
-        if len(set(owners.values())) > 1:
-            raise NotAClusterError(f"brokers of several clusters: {', '.join(f'{brokers[number]}: {owner}' for number, owner in owners.items())}")
-        if owners and len(brokers) == 1 and not self._is_new(next(iter(brokers.values()))):
-            raise NotAClusterError(f"{self.path} has lost its {names.CLUSTER}: restore it, or copy the topics elsewhere")
-        if owners and len(brokers) > 1 and len(owners) <= len(brokers) // 2 and not all(self._is_new(brokers[number]) for number in owners):
-            raise NotAClusterError(f"{self.path} has lost its {names.CLUSTER}, and only brokers {sorted(owners)} of {sorted(brokers)} are there")
-        return next(iter(owners.values()), process.random_bytes(16).hex())
-
-    def _is_new(self, broker: str) -> bool:
-        """Whether a broker has no topic: its making was cut short before `cluster.json`."""
-        return not any(
-            parsed and parsed[0] != names.METADATA_TOPIC for parsed in map(names.parse_partition, self.fs.listdir(broker))
-        )
-
-    def _write_description(self, cluster_id: str, config: dict[str, Any], brokers: Mapping[int, str]) -> None:
-        """`cluster.json`.  With several brokers derived: what it says stands in the metadata log too."""
-        import json
-
-        path = f"{self.path}/{names.CLUSTER}"
-        described = {str(number): self._relative(broker) for number, broker in sorted(brokers.items())}
-        found = {"format_version": FORMAT_VERSION, "cluster_id": cluster_id, "brokers": described, "config": config}
-        files.write_whole(self.fs, path, json.dumps(found, indent=2).encode(), temporary=f"{path}{names.TEMPORARY}")
-
     def _describe_anew(self) -> None:
         """Bring `cluster.json` in step with the metadata: it was lost, or brokers came and went."""
         metadata = self.metadata
-        brokers = {number: self._absolute(broker.path) for number, broker in metadata.brokers.items()}
-        config = dict(metadata.cluster_config)
-        if (brokers, config) != (self._broker_paths, self._stored_config):
-            self._write_description(self.cluster_id, config, brokers)
-            self._broker_paths, self._stored_config = brokers, config
-            self.config = ClusterConfig(config)
-            for number, path in brokers.items():
-                if number not in self.brokers:
-                    broker = self.brokers[number] = Broker(self.fs, number, path)
-                    broker.open(self.cluster_id)
-            for number in [number for number in self.brokers if number not in brokers]:
-                self.brokers.pop(number).close()
+        brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
+        found = Description(self.cluster_id, dict(metadata.cluster_config), brokers)
+        if found != self._description:
+            description.write(self.fs, self.path, found)
+            self._description, self.config = found, ClusterConfig(found.config)
 
-    def _check_cluster(self) -> str:
-        path = f"{self.path}/{names.CLUSTER}"
-        import json
-
-        try:
-            found = json.loads(files.read_file(self.fs, path))
-            version, cluster_id, stored, brokers = found["format_version"], found["cluster_id"], found["config"], found["brokers"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise NotAClusterError(f"{path} is not a cluster's description: {error}") from None
-        if version > FORMAT_VERSION:
-            raise UnsupportedFormatError(f"{path}: format version {version}; this program knows up to {FORMAT_VERSION}", path)
-        named = brokers.items() if isinstance(brokers, dict) else enumerate(brokers)
-        self._broker_paths = {int(number): self._absolute(broker) for number, broker in named}
-        self._stored_config = stored
-        self.config = ClusterConfig(stored)
-        for name, value in self._wanted_config.items():
-            if value != getattr(self.config, name):
-                raise InvalidConfigError(f"{name}={value}: this cluster was created with {getattr(self.config, name)}")
-        if self._wanted_brokers is not None and set(self._wanted_brokers.values()) != set(self._broker_paths.values()):
-            there = ", ".join(self._relative(broker) for broker in self._broker_paths.values())
-            raise InvalidConfigError(f"brokers: this cluster has {len(self._broker_paths)} ({there}); add_broker and retire_broker change that")
-        return str(cluster_id)
+    def _read_description(self) -> None:
+        self._description = description.read(self.fs, self.path)
+        description.check_wanted(self._description, self.path, self._wanted_config, self._wanted_brokers)
+        self.cluster_id, self.config = self._description.cluster_id, ClusterConfig(self._description.config)
 
     def _claim_process(self) -> None:
         """A liveness byte of our own, then our name beside it (H23)."""
@@ -581,6 +489,8 @@ class Home:
     def refresh(self, timeout: float) -> None:
         """Fold the metadata, and let go of topics that were deleted."""
         self.metadata.refresh(timeout)
+        if self.is_replicated and len(self.metadata.brokers) != len(self.brokers):
+            self.follow_brokers()
         for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
             if topic_id != metadata_log.TOPIC_ID:
                 self.release_topic(topic_id)
@@ -692,6 +602,63 @@ class Home:
                 replica.release_files()
         self.ring()
 
+    def open_broker(self, number: int, path: str) -> None:
+        """Open a broker's directory that was just made."""
+        broker = self.brokers[number] = Broker(self.fs, number, path)
+        broker.open(self.cluster_id)
+
+    def add_second_broker(self, path: str | None) -> None:
+        """Make a cluster of one broker one of two.  Nobody else is here; this home is closed when it returns.
+
+        The metadata log is copied to the new copies before they count.  Commit step: `cluster.json`, which names both brokers.
+        Raises: InvalidStateError: others have the cluster open.
+        """
+        if not self.is_last():
+            raise InvalidStateError(f"the second broker is added while nobody else has the cluster open; processes {self.processes()} have")
+        try:
+            place = path or f"{self.path}/{names.broker(1)}"
+            if files.exists(f"{place}/{names.META_PROPERTIES}"):
+                if read_properties(self.fs, place)["cluster.id"] != self.cluster_id:
+                    raise NotAClusterError(f"{place} is a broker of another cluster")
+            else:
+                make_broker(self.fs, place, 1, self.cluster_id, self.path)
+            log = self.metadata.log.replica
+            log.sync(60.0)
+            for target in (f"{place}/{log.name}", self.directory(names.METADATA_TOPIC, 0, leadership.HOME)):
+                if files.is_directory(target):
+                    files.remove_directory(self.fs, target)
+                self.fs.mkdir(target)
+                for base in log.segments():
+                    data = files.read_file(self.fs, f"{log.directory}/{names.log(base)}", 1 << 40)
+                    name = f"{target}/{names.log(base)}"
+                    files.write_whole(self.fs, name, data, temporary=f"{name}{names.TEMPORARY}")
+                files.take_owner(target, self.path)
+                self.fs.sync_dir(target.rpartition("/")[0])
+            found = self._description._replace(brokers={**self._description.brokers, 1: place})
+            description.write(self.fs, self.path, found)
+        finally:
+            self.close()
+
+    def follow_brokers(self) -> None:
+        """Brokers came or went: open and close their directories, and describe the cluster anew."""
+        known = self.metadata.brokers
+        if not known or set(known) == set(self.brokers) == set(self._description.brokers):
+            return
+        for number, found in known.items():
+            if number not in self.brokers:
+                broker = Broker(self.fs, number, description.absolute(self.path, found.path))
+                try:
+                    broker.open(self.cluster_id)
+                except (OSError, StreamlogError):
+                    pass  # who writes to it finds out
+                self.brokers[number] = broker
+        for number in [number for number in self.brokers if number not in known]:
+            for broker_number, replica in self._used_replicas():
+                if broker_number == number:
+                    replica.release_files()
+            self.brokers.pop(number).close()
+        self._describe_anew()
+
     def reopen_broker(self, number: int, timeout: float) -> None:
         """A broker is to come back: is its directory there, ours, and does its disk work?  Raises what does not hold."""
         broker = self.brokers[number]
@@ -794,13 +761,6 @@ class _HomeLog(PartitionLog):
 
 def _replicas(log: PartitionLog | ReplicatedLog) -> list[PartitionLog]:
     return list(log.used_replicas().values()) if isinstance(log, ReplicatedLog) else [log]
-
-
-def _paths(home: str, brokers: int | list[str]) -> dict[int, str]:
-    """Where the brokers of a new cluster are, by id."""
-    if isinstance(brokers, int):
-        return {number: f"{home}/{names.broker(number)}" for number in range(brokers)}
-    return dict(enumerate(brokers))
 
 
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()

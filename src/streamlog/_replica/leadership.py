@@ -12,6 +12,8 @@
     APPLYING        pid of who is applying: where it died the words do not count     who applies
     MARKERS         offset after the last marker that the leader wrote; STABLE       appender of the marker, leader's log lock
                     waits until HWM has passed it
+    EPOCH_START     where the leader's epoch begins                                  who first leads in it, leader's log lock; before
+                                                                                     ALIGNED in the leader's slot
 
 A replica's own slot (`_log.state`) says how far its log goes; there HWM is the end of what is whole.  Readers load HWM here, then TURN in the
 slot of the leader's replica; a change of leader stores TURN in every replica's slot after PLACE, and HWM moves on only after that.  So a
@@ -30,7 +32,7 @@ from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
 
 WORDS = 16
-STABLE, PLACE, IN_SYNC, VERSION, APPLYING, MARKERS = range(2, 8)
+STABLE, PLACE, IN_SYNC, VERSION, APPLYING, MARKERS, EPOCH_START = range(2, 9)
 assert (HWM, BELL) == (0, 1)  # as in a slot: a reader's word and a waiter's bell
 MAX_BROKERS = 60  # ids 0 to 59: a bit each in IN_SYNC, 8 bits in PLACE
 HOME = 60  # id of the copy of the metadata log that the home holds where there are two brokers

@@ -15,7 +15,7 @@ tests/model/quorum.py searches this protocol exhaustively.
 
 from __future__ import annotations
 
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock, get_ident, start_new_thread
 from functools import partial
 
 TYPE_CHECKING = False
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from streamlog._log.partition import PartitionLog
     from streamlog._log.state import Slot
     from streamlog._os.files import FileSystem
-    from streamlog._os.locks import LockFile
+    from streamlog._os.locks import ByteLock, LockFile
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import Pending
-from streamlog._log.state import EPOCH, HWM
-from streamlog._os import files
+from streamlog._log.state import DIRECTORY, EPOCH, HWM
+from streamlog._os import files, locks
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica import leadership
@@ -49,12 +49,15 @@ class Quorum(Replicas):
 
     def __init__(
         self, fs: FileSystem, topic_id: bytes, slot: Slot, lock_file: LockFile, lock_byte: int, on: Callable[[int], PartitionLog],
-        voters: Callable[[], list[int]], usable: Callable[[int], bool], longest_ms: int,
+        voters: Callable[[], list[int]], usable: Callable[[int], bool], longest_ms: int, lock: ByteLock,
     ) -> None:  # fmt: skip
-        """`voters` are all copies, `usable` says of which a write may be expected; a disk that does not answer for `longest_ms` hangs."""
+        """`lock` is the metadata lock; `voters` are all copies, `usable` says of which a write may be expected.
+
+        A disk that does not answer for `longest_ms` hangs.
+        """
         super().__init__(names.METADATA_TOPIC, topic_id, 0, slot, lock_file, lock_byte, on)
         self.fs, self._voters, self._usable = fs, voters, usable
-        self._longest = longest_ms / 1000
+        self._longest, self._metadata_lock = longest_ms / 1000, lock
         self._busy: set[int] = set()  # copies whose disk has not answered yet
         self.failures: dict[int, Exception] = {}
         """What went wrong with copies since somebody looked."""
@@ -98,11 +101,12 @@ class Quorum(Replicas):
         """What is shown is on the disks of a majority."""
 
     def catch_up(self, timeout: float) -> None:
-        """Commit what a writer that died left behind; begin a controller epoch where there is none."""
+        """Commit what a writer that died left behind; begin a controller epoch where there is none, or the copy that leads is gone."""
         deadline = monotonic() + timeout
+        self.failures.clear()
         while True:
             try:
-                if not self.is_begun():
+                if not self.is_begun() or not self._is_there(self.replica):
                     self._begin_epoch(deadline)
                 elif self.is_unsettled():
                     place = self.leadership[PLACE]
@@ -114,10 +118,25 @@ class Quorum(Replicas):
                 return
 
     def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:  # noqa: ARG002
-        """Reading a copy failed: what is committed stands in others."""
-        broker = next((broker for broker, known in self._replicas.items() if known is replica), -1)
-        self.failures[broker] = error
-        return False
+        """Reading the copy that leads failed: another one leads from now on, unless this thread is deciding something just now."""
+        if get_ident() in locks.inside:
+            return False
+        if replica is self.replica:
+            under(self._metadata_lock, timeout, self._replace, replica, timeout)
+        return self.replica is not replica
+
+    def _replace(self, replica: PartitionLog, timeout: float) -> None:
+        if self.replica is replica:
+            self.failures.clear()
+            self.failures[leader_of(self.leadership[PLACE])] = DiskFailedError(f"{replica.directory} cannot be read")
+            self._begin_epoch(monotonic() + timeout)
+
+    def _is_there(self, copy: PartitionLog) -> bool:
+        """Whether a copy's directory is the one that was written to: else what is written and synced is nowhere (H8)."""
+        try:
+            return self.fs.stat(copy.directory).st_ino == copy.words[DIRECTORY]
+        except OSError:
+            return False
 
     # ---- committing ------------------------------------------------------------------------------------------------------------
 
@@ -131,7 +150,10 @@ class Quorum(Replicas):
                 if broker != leader_of(place):
                     while not self.fetch(broker, place, left(deadline)):
                         pass
-                self.on(broker).sync(left(deadline))
+                copy = self.on(broker)
+                copy.sync(left(deadline))
+                if not self._is_there(copy):
+                    raise DiskFailedError(f"{copy.directory} is gone")
 
             return work
 

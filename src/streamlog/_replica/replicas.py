@@ -25,7 +25,7 @@ from streamlog._os import locks
 from streamlog._os.locks import LEADERSHIP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
 from streamlog._replica import leadership
-from streamlog._replica.leadership import APPLYING, IN_SYNC, MARKERS, PLACE, STABLE, epoch_of, leader_of, members
+from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, epoch_of, leader_of, members
 
 FETCH_BYTES = 1 << 20  # read from the leader at one time, and written under one hold of the follower's lock
 
@@ -167,6 +167,7 @@ class Replicas(Log):
         if words[ALIGNED] != epoch:
             if words[EPOCH] != epoch:
                 leader.begin_epoch(epoch, words[END])
+            self.leadership[EPOCH_START] = leader.epoch_start
             words[ALIGNED] = epoch  # from here on followers compare with it, and its end counts
         leader.producers.broken_off = True  # others led meanwhile: what is known of producers is derived anew
         self._led = place

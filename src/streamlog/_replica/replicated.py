@@ -27,13 +27,14 @@ from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE
 from streamlog._log import partition as partition_log
 from streamlog._log import recovery
+from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import ALIGNED, BOOT, DEAD, END, HWM, SYNCED
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica import leadership
-from streamlog._replica.leadership import APPLYING, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
+from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
 from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import (
     CorruptRecordError,
@@ -77,6 +78,7 @@ class ReplicatedLog(Replicas):
     ) -> None:  # fmt: skip
         super().__init__(topic, topic_id, partition, slot, lock_file, lock_byte, on)
         self._home, self.settings, self.fs = home, settings, home.fs
+        self.boot = home.fs.boot_id()
         self._metadata = home.metadata
         self._key = topic_id, partition
         self._lagging: dict[int, float] = {}  # since when an append waits for a follower's lock (monotonic s)
@@ -161,9 +163,12 @@ class ReplicatedLog(Replicas):
         if high_watermark >= 0:
             words[HWM] = words[STABLE] = high_watermark
         words[IN_SYNC] = leadership.mask(state.in_sync)
+        if words[PLACE] != place and state.leader >= 0 and (slot := self.on(state.leader).words)[BOOT] == self.boot and slot[HWM] < words[HWM]:
+            words[HWM] = words[STABLE] = slot[HWM]  # an unclean election: what is not there any more is not shown
         if words[PLACE] != place or high_watermark >= 0:
+            former = leader_of(words[PLACE])
             words[PLACE] = place  # from here on who led before publishes nothing
-            for broker in state.replicas:
+            for broker in {*state.replicas, *([former] if former >= 0 else [])}:
                 self.on(broker).store_turn()  # readers look again before the high watermark goes beyond what the old leader had
             words[MARKERS] = self.on(state.leader).words[END] if state.leader >= 0 else 0
         words[VERSION] = state.partition_epoch + 1
@@ -174,18 +179,13 @@ class ReplicatedLog(Replicas):
         return bool(under(self.lock, timeout, self._count_in, broker, place))
 
     def _count_in(self, broker: int, place: int) -> bool:
-        words, slot = self.leadership, self.on(broker).words
-        leader = self.on(leader_of(place))
-        if words[PLACE] != place or words[APPLYING] or slot[ALIGNED] != leadership.epoch_of(place):
+        words, slot, leader = self.leadership, self.on(broker).words, self.on(leader_of(place)).words
+        if words[PLACE] != place or words[APPLYING] or not slot[ALIGNED] == leader[ALIGNED] == leadership.epoch_of(place):
             return False
-        if slot[HWM] < words[HWM] or slot[HWM] < self._epoch_start(leader, place):
+        if slot[HWM] < max(words[HWM], words[EPOCH_START]):
             return False
         words[IN_SYNC] |= 1 << broker
         return True
-
-    @staticmethod
-    def _epoch_start(leader: PartitionLog, place: int) -> int:
-        return leader.epoch_start if leader.epoch == leadership.epoch_of(place) else 0
 
     def count_out(self, timeout: float) -> None:
         """The metadata did not take it: the in-sync set is what they say."""
@@ -396,8 +396,7 @@ class ReplicatedLog(Replicas):
         words = self.leadership
         try:
             if words[VERSION] == 0 or words[APPLYING]:
-                place = self.place(timeout)
-                self.lead(place, timeout)
+                self.replicate(timeout)  # the first look since the boot: what is in all logs is shown
             self.replica.ensure_valid(timeout)
         except MovedError:
             pass  # the next look finds who leads
@@ -510,6 +509,32 @@ class ReplicatedLog(Replicas):
             files.remove_directory(self.fs, directory)
         partition_log.create(self.fs, directory, self.topic_id, self.partition)
         files.take_owner(directory, self._home.path)
+
+    def drop_replica(self, broker: int) -> None:
+        """The partition has moved: a replica's directory goes.  One that cannot be removed now is a left-over, which the broker's start removes."""
+        replica = self._replicas.pop(broker, None)
+        if replica is None:
+            replica = self.on(broker)
+            self._replicas.pop(broker, None)
+        replica.words[ALIGNED] = 0
+        replica.close()
+        try:
+            files.remove_directory(self.fs, replica.directory)
+        except (OSError, StorageError):
+            pass
+
+    def damage_of(self, broker: int, timeout: float) -> CorruptRecordError | None:
+        """Read a whole replica: the first damage, if there is any."""
+        replica = self.on(broker)
+        replica.ensure_valid(timeout)
+        end = replica.words[HWM]
+        reader = LogReader(replica, replica.start_offset, timeout=timeout)
+        try:
+            while reader.offset < end and reader.next() is not None:
+                pass
+        except CorruptRecordError as error:
+            return error
+        return None
 
     def discard_from_damage(self, broker: int, error: CorruptRecordError, timeout: float) -> None:
         """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader."""

@@ -1,4 +1,4 @@
-"""The command line: `streamlog --location DIR topics|produce|consume|groups|transactions|dump|verify …`.
+"""The command line: `streamlog --location DIR topics|produce|consume|groups|transactions|brokers|dump|verify …`.
 
 Exit codes: 0; 1 where `dump` or `verify` found damage; 2 for an error (one line on stderr); 130 after Ctrl-C.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 from streamlog._version import __version__
-from streamlog.cli import checks, consume, groups, produce, topics, transactions
+from streamlog.cli import brokers, checks, consume, groups, produce, topics, transactions
 from streamlog.errors import StreamlogError
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--location", metavar="DIR", default=os.environ.get("STREAMLOG_LOCATION"), help="the cluster (or $STREAMLOG_LOCATION)")
     parser.add_argument("--version", action="version", version=f"streamlog {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (topics, produce, consume, groups, transactions, checks):
+    for module in (topics, produce, consume, groups, transactions, brokers, checks):
         module.add_commands(commands)
     return parser
 

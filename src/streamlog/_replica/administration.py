@@ -1,0 +1,312 @@
+"""What an operator does with brokers and replicas: add, retire, move, repair.  Each step is a metadata record; who is cut short goes on."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from streamlog._replica.election import PartitionState
+    from streamlog._replica.home import Home
+    from streamlog._replica.replicated import ReplicatedLog
+
+    Key = tuple[bytes, int]
+
+from streamlog._format import names
+from streamlog._os import files
+from streamlog._os.clock import left, monotonic, sleep
+from streamlog._os.locks import under
+from streamlog._replica import description, election, leadership
+from streamlog._replica.brokers import make as make_broker
+from streamlog._replica.brokers import read_properties
+from streamlog._replica.topics import finish_deletions, make_replica
+from streamlog.errors import (
+    ConfigurationError,
+    InvalidStateError,
+    NotAClusterError,
+    StreamlogTimeoutError,
+    UnknownTopicOrPartitionError,
+)
+
+_PAUSE = 0.01  # seconds between looks at a replica that catches up
+
+
+def add(home: Home, path: str | None, timeout: float) -> int:
+    """Add a broker, empty; returns its id.  Internal topics get a replica there, up to three."""
+    deadline = monotonic() + timeout
+    number = max(home.metadata.brokers) + 1
+    if number >= leadership.MAX_BROKERS:
+        raise ConfigurationError(f"a cluster has at most {leadership.MAX_BROKERS} brokers")
+    place = path or f"{home.path}/{names.broker(number)}"
+    if any(broker.path == place for broker in home.brokers.values()):
+        raise ConfigurationError(f"{place} is a broker of this cluster already")
+    if files.exists(f"{place}/{names.META_PROPERTIES}"):
+        found = read_properties(home.fs, place)
+        if found["cluster.id"] != home.cluster_id or found.get("broker.id") != str(number):
+            raise NotAClusterError(f"{place} is a broker of a cluster already")
+        directory_id = found.get("directory.id", "")  # an `add` that was cut short
+    else:
+        directory_id = make_broker(home.fs, place, number, home.cluster_id, home.path)
+    home.open_broker(number, place)
+    quorum = home.quorum
+    assert quorum is not None
+    under(home.metadata._lock, left(deadline), quorum.rejoin, number, left(deadline))  # before its copy counts
+
+    def decide() -> list[list[Any]]:
+        if number in home.metadata.brokers:
+            return []
+        return [["RegisterBrokerRecord", number, description.relative(home.path, place), directory_id]]
+
+    home.metadata.write(left(deadline), decide)
+    home.follow_brokers()
+    spread_internal(home, left(deadline))
+    return number
+
+
+def spread_internal(home: Home, timeout: float) -> None:
+    """Internal topics follow the number of brokers, up to three replicas."""
+    wanted = min(3, len(home.controller.alive()))
+    targets: dict[Key, tuple[int, ...]] = {}
+    for key, state in home.metadata.partitions.items():
+        topic = home.metadata.by_id[key[0]]
+        if topic.name in names.INTERNAL_TOPICS and len(state.replicas) < wanted:
+            others = sorted(home.controller.alive() - set(state.replicas), key=lambda broker: (load(home)[broker], broker))
+            targets[key] = (*state.replicas, *others[: wanted - len(state.replicas)])
+    if targets:
+        reassign(home, targets, None, timeout)
+
+
+def load(home: Home) -> dict[int, int]:
+    """Replicas on each broker."""
+    found = dict.fromkeys(home.metadata.brokers, 0)
+    for state in home.metadata.partitions.values():
+        for broker in state.replicas:
+            found[broker] = found.get(broker, 0) + 1
+    return found
+
+
+def retire(home: Home, broker: int, progress: Callable[[int, int], None] | None, timeout: float) -> None:
+    """Move everything off a broker, then forget it.  Where there are too few others a partition has a replica less.
+
+    Raises: InvalidStateError: it is one of the last two, or the only one that has some partition's records.
+    """
+    deadline = monotonic() + timeout
+    metadata = home.metadata
+    home.controller._known(broker)
+    if len(metadata.brokers) <= 2:
+        raise InvalidStateError("a cluster of several brokers keeps at least two")
+    targets: dict[Key, tuple[int, ...]] = {}
+    loads = load(home)
+    for key, state in metadata.partitions.items():
+        if broker not in (*state.replicas, *state.target):
+            continue
+        rest = tuple(member for member in (state.target or state.replicas) if member != broker)
+        others = sorted(home.controller.alive() - {broker, *rest}, key=lambda other: (loads[other], other))
+        if others:
+            loads[others[0]] += 1
+        at = (state.target or state.replicas).index(broker) if broker in (state.target or state.replicas) else len(rest)
+        targets[key] = (*rest[:at], *others[:1], *rest[at:])
+        if not targets[key]:
+            raise InvalidStateError(f"{_name(home, key)}: no other broker is online to take its only replica")
+    reassign(home, targets, progress, left(deadline))
+    _forget(home, broker, deadline)
+
+
+def _forget(home: Home, broker: int, deadline: float) -> None:
+    quorum = home.quorum
+    assert quorum is not None
+    remaining = [number for number in home.metadata.brokers if number != broker]
+    if len(remaining) == 2:  # a third copy that votes: it has everything before it counts
+        home._make_home_copy()
+        under(home.metadata._lock, left(deadline), quorum.rejoin, leadership.HOME, left(deadline))
+    down = [number for number in remaining if not home.metadata.brokers[number].is_online]
+    if down:
+        raise InvalidStateError(f"brokers {down} are not online: start them first, so that a majority of those that stay has all metadata")
+
+    def decide() -> list[list[Any]]:
+        if any(broker in (*state.replicas, *state.target) for state in home.metadata.partitions.values()):
+            raise InvalidStateError(f"broker {broker} has got new replicas meanwhile; retire it again")
+        return [["UnregisterBrokerRecord", broker]] if broker in home.metadata.brokers else []
+
+    home.metadata.write(left(deadline), decide)
+    home.follow_brokers()
+    under(home.metadata._lock, left(deadline), quorum.catch_up, left(deadline))
+
+
+def reassign(
+    home: Home, targets: Mapping[Key, Sequence[int]], progress: Callable[[int, int], None] | None, timeout: float
+) -> None:  # fmt: skip
+    """Move partitions to other replicas; the first of each is to lead.  What is under way already is only finished.
+
+    `progress` is called with the records copied and the records in all.  Where it is cut short (an error, a time-out, a kill) what is
+    under way goes on with the next call that names the partition; the old replicas serve until then.
+    """
+    deadline = monotonic() + timeout
+    for key, target in targets.items():
+        _check_target(home, key, target)
+    for key, target in targets.items():
+        _begin_move(home, key, tuple(target), left(deadline))
+    logs = {key: home.replicated(home.metadata.by_id[key[0]], key[1], timeout) for key in targets}
+    waiting = dict(logs)
+    while waiting:
+        for key, log in list(waiting.items()):
+            state = home.metadata.partitions.get(key)
+            if state is None or not state.target:
+                del waiting[key]
+                continue
+            if _advance(home, log, state, left(deadline)):
+                _end_move(home, key, left(deadline))
+                del waiting[key]
+        if progress is not None:
+            progress(*_progress(home, logs, targets))
+        if waiting:
+            if monotonic() > deadline:
+                raise StreamlogTimeoutError(f"{len(waiting)} of {len(targets)} partitions are not moved within {timeout:g} s; call it again to go on")
+            sleep(_PAUSE)
+
+
+def _name(home: Home, key: Key) -> str:
+    return f"{home.metadata.by_id[key[0]].name}-{key[1]}"
+
+
+def _check_target(home: Home, key: Key, target: Sequence[int]) -> None:
+    if key not in home.metadata.partitions:
+        raise UnknownTopicOrPartitionError("there is no such partition")
+    unknown = [broker for broker in target if broker not in home.metadata.brokers]
+    if unknown or not target or len(set(target)) < len(target):
+        raise ConfigurationError(f"{_name(home, key)}: {list(target)} are no replicas: brokers {sorted(home.metadata.brokers)} are there")
+    down = [broker for broker in target if broker not in home.controller.alive() and broker not in home.metadata.partitions[key].replicas]
+    if down:
+        raise InvalidStateError(f"{_name(home, key)}: brokers {down} are not online")
+
+
+def _begin_move(home: Home, key: Key, target: tuple[int, ...], timeout: float) -> None:
+    state = home.metadata.partitions[key]
+    topic = home.metadata.by_id[key[0]]
+    for broker in target:
+        if broker not in state.replicas:
+            make_replica(home, topic.name, key[0], key[1], broker)
+            home.fs.sync_dir(home.brokers[broker].path)
+
+    def decide() -> dict[Key, PartitionState]:
+        now = home.metadata.partitions.get(key)
+        if now is None:
+            raise UnknownTopicOrPartitionError(f"topic {topic.name!r} was deleted")
+        replicas = (*target, *(broker for broker in now.replicas if broker not in target))
+        return {key: election.changed(now, replicas=replicas, target=target)}
+
+    home.controller._decide(decide, timeout)
+
+
+def _advance(home: Home, log: ReplicatedLog, state: PartitionState, timeout: float) -> bool:
+    """Let the new replicas catch up; whether all of them are in sync."""
+    for broker in state.target:
+        if broker not in state.in_sync and broker in home.controller.alive():
+            home.controller.bring_in(log, broker, min(0.2, timeout))
+    now = home.metadata.partitions.get((log.topic_id, log.partition))
+    return now is not None and set(now.target) <= set(now.in_sync)
+
+
+def _end_move(home: Home, key: Key, timeout: float) -> None:
+    dropped: list[int] = []
+
+    def decide() -> dict[Key, PartitionState]:
+        state = home.metadata.partitions.get(key)
+        if state is None or not state.target or not set(state.target) <= set(state.in_sync):
+            return {}
+        dropped[:] = [broker for broker in state.replicas if broker not in state.target]
+        after = state._replace(
+            replicas=state.target, target=(), in_sync=tuple(sorted(state.target)),
+            eligible=tuple(broker for broker in state.eligible if broker in state.target),
+        )  # fmt: skip
+        after = election.elected(after, home.controller.alive(), unclean=False, preferred=True)
+        floor = home.controller._floor(key, state) if after.leader != state.leader else 0
+        return {key: election.changed(state, floor, **after._asdict())}
+
+    home.controller._decide(decide, timeout)
+    for broker in dropped:
+        home.replicated(home.metadata.by_id[key[0]], key[1], timeout).drop_replica(broker)
+
+
+def _progress(home: Home, logs: Mapping[Key, ReplicatedLog], targets: Mapping[Key, Sequence[int]]) -> tuple[int, int]:
+    done = total = 0
+    for key, log in logs.items():
+        end = log.high_watermark
+        for broker in targets[key]:
+            total += end
+            done += min(end, log.on(broker).words[0]) if broker in home.metadata.brokers else 0
+    return done, total
+
+
+def reformat(home: Home, broker: int, timeout: float) -> None:
+    """A broker's directory was lost, emptied or replaced: take it as an empty one, copy everything from the others.
+
+    Raises: InvalidStateError: it is online, or the only one with some partition's records (nothing is changed then); NotAClusterError: the
+    directory holds something else.
+    """
+    deadline = monotonic() + timeout
+    metadata = home.metadata
+    home.controller._known(broker)
+    if metadata.brokers[broker].is_online:
+        raise InvalidStateError(f"broker {broker} is online; stop it first")
+    path = home.brokers[broker].path
+    alone = [_name(home, key) for key, state in metadata.partitions.items() if {*state.in_sync, *state.eligible} == {broker}]
+    if alone:
+        raise InvalidStateError(f"broker {broker} is the only one with records of {', '.join(sorted(alone)[:5])}: they would be lost")
+    home.brokers[broker].close()
+    if files.is_directory(path) and not files.exists(f"{path}/{names.META_PROPERTIES}"):
+        for name in home.fs.listdir(path):
+            if names.parse_partition(name) is not None and files.is_directory(f"{path}/{name}"):
+                files.remove_directory(home.fs, f"{path}/{name}")
+            elif name in (names.RECOVERY_POINTS, names.HIGH_WATERMARKS):
+                home.fs.unlink(f"{path}/{name}")
+    if files.exists(f"{path}/{names.META_PROPERTIES}"):
+        home.brokers[broker].check_owner(home.cluster_id)
+        directory_id = read_properties(home.fs, path).get("directory.id", "")
+    else:
+        directory_id = make_broker(home.fs, path, broker, home.cluster_id, home.path)
+    home.open_broker(broker, path)
+
+    def decide() -> dict[Key, PartitionState]:
+        changes = {}
+        for key, state in metadata.partitions.items():
+            if broker in state.replicas:
+                after = election.without(state, broker, home.controller._min_in_sync(key), lost=True)
+                changes[key] = election.changed(state, **after._asdict())
+        return changes
+
+    def records() -> list[list[Any]]:
+        known = metadata.brokers[broker]
+        return [
+            ["RegisterBrokerRecord", broker, known.path, directory_id],
+            ["BrokerRegistrationChangeRecord", broker, known.state, known.reason],
+        ]
+
+    home.controller._decide(decide, left(deadline), records)
+    home.controller.start(broker, left(deadline))
+
+
+def repair(home: Home, timeout: float) -> dict[str, int]:
+    """Read every replica that is online, and copy anew what is damaged; returns what was, with how many records were copied."""
+    deadline = monotonic() + timeout
+    repaired: dict[str, int] = {}
+    for key in sorted(home.metadata.partitions):
+        topic = home.metadata.by_id.get(key[0])
+        if topic is None:
+            continue
+        log = home.replicated(topic, key[1], timeout)
+        for broker in log.state.replicas:
+            if broker not in home.controller.alive():
+                continue
+            error = log.damage_of(broker, left(deadline))
+            if error is not None:
+                before = log.on(broker).words[0]
+                home.controller.damaged(log, broker, error, left(deadline))
+                kept = log.on(broker).words[0]
+                home.controller.bring_in(log, broker, left(deadline))
+                repaired[f"{log.name} on broker {broker}"] = before - kept
+    for broker in sorted(home.controller.alive()):
+        finish_deletions(home, broker)
+    return repaired
+
