@@ -1,5 +1,6 @@
 """Interleavings of transactions that were once wrong: each test fails without the rule that closes its hole."""
 
+import linecache
 import os
 import signal
 import subprocess
@@ -266,11 +267,17 @@ def test_an_end_that_is_broken_off_can_be_repeated(end: str, log: streamlog.Clus
             producer.flush()
             call = producer.commit_transaction if end == "commit" else producer.abort_transaction
 
-            def trace(frame: Any, event: str, argument: Any) -> Any:
+            entered: set[tuple[Any, int]] = set()
+
+            def trace(frame: Any, event: str, argument: Any, entered: set[tuple[Any, int]] = entered) -> Any:
                 nonlocal left
                 if "_client/transaction" not in frame.f_code.co_filename:
                     return None
-                if event == "line" and frame.f_code.co_name != "_alone":  # a signal does not come between `finally` and its first call
+                leaves = False  # the line of a `with` comes again when its block is left, where no signal is handled before the lock is let go
+                if event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+                    leaves = (frame, frame.f_lineno) in entered
+                    entered ^= {(frame, frame.f_lineno)}
+                if event == "line" and frame.f_code.co_name != "_alone" and not leaves:  # nor between `finally` and its first call
                     left -= 1
                     if left == -1:
                         sys.settrace(None)

@@ -48,8 +48,8 @@ class Accumulator:
 
     __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
         "__weakref__", "_abandoned", "_acknowledged_at_once", "_acks_all", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch",
-        "_closed_reason", "_delivery", "_forked", "_fsync", "_hash", "_hash_bits", "_home", "_idempotent", "_known_targets", "_linger", "_lock",
-        "_manager", "_memory", "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
+        "_closed_reason", "_delivery", "_forked", "_fsync", "_gives_way", "_hash", "_hash_bits", "_home", "_idempotent", "_known_targets", "_linger",
+        "_lock", "_manager", "_memory", "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
         "_targets", "_unbatched", "_version", "_waiting", "config", "dropped",
     )  # fmt: skip
 
@@ -75,6 +75,7 @@ class Accumulator:
         self._fsync = config.durability == "fsync"
         self._unbatched = config.batch_size == 0 or config.linger_ms == 0
         self._idempotent = config.enable_idempotence
+        self._gives_way = home.is_replicated
         self._acks_all = config.acks in ("all", -1)
         self._producer_id = -1  # given when first needed
         self._hash, self._hash_bits = HASHES[config.key_hash]
