@@ -19,15 +19,15 @@ from model.search import BrokenError, put, search
 
 RULES = {
     "publish-checks": "the high watermark is advanced, and an append acknowledged, only if leader and epoch are those it was begun with (H40)",
-    "copy-checks": "a copier compares leader and epoch after it took the follower's lock (H40)",
-    "copy-looks-again": "and again after it read from the leader, before it cuts or writes: the leader may be cut itself by then",
+    "copy-checks": "a copier compares leader and epoch under the follower's lock, after it read from the leader and before it cuts or writes (H40)",
     "log-lock-apart": "an election does not wait for the lock of a log (H40)",
     "aligned-counts": "a follower's log end counts once it was compared with the leader of this epoch (KIP-101)",
     "cut-by-epoch": "a follower cuts what the leader's epochs do not have before it copies (KIP-101, KIP-279)",
     "grow-first": "who joins the in-sync set is counted before the metadata say so",
     "joins-caught-up": "who joins has all below the high watermark, and was compared with the leader of this epoch",
-    "watermark-goes-on": "a new leader goes on at the high watermark of the one before",
-    "old-leader-first": "the old leader's high watermark is taken and cleared before the slot names another leader",
+    "turn-stored": "a change of leader stores `turn` for readers of the old one, after the leader and before the high watermark moves on (H4)",
+    "turn-again": "who finds a change half applied stores `turn` again: nobody knows whether that was done",
+    "applied-whole": "the high watermark stands still while a change of the metadata is half applied",
     "in-sync-elected": "the leader is elected from the in-sync set",
 }
 
@@ -70,7 +70,8 @@ class Slot(NamedTuple):
     epoch: int = 0
     in_sync: frozenset[int] = frozenset((0, 1, 2))
     version: int = 0
-    carried: int = 0  # high watermark of former leaders
+    shown: int = 0  # high watermark
+    applying: bool = False  # somebody began to apply a change of the metadata, and has not finished
 
 
 class State(NamedTuple):
@@ -80,7 +81,7 @@ class State(NamedTuple):
     slot: Slot = Slot()
     logs: tuple[tuple[Record, ...], ...] = ((), (), ())
     aligned: tuple[int, ...] = (0, 0, 0)  # epoch in which a log was last compared with its leader, or led
-    shown: tuple[int, ...] = (0, 0, 0)  # high watermark in each replica's slot: readers look at their leader's
+    reader: int = 0  # the replica that a reader reads, as long as it finds the `turn` that it knows; NOBODY: it looks again first
     failed: frozenset[int] = frozenset()
     writers: tuple[Writer, ...] = (Writer(), Writer())
     copiers: tuple[Copier, ...] = (Copier(), Copier())
@@ -111,6 +112,8 @@ class Replication:
             yield from self.copier_steps(s, number)
         yield from self.controller_steps(s)
         yield from self.publish(s)
+        if s.reader == NOBODY and s.slot.leader != NOBODY:
+            yield f"the reader reads {s.slot.leader}", s._replace(reader=s.slot.leader)
 
     # ---- writers -----------------------------------------------------------------------------------------------------------
 
@@ -145,24 +148,20 @@ class Replication:
         if w.phase == "written":
             if place != w.place and "publish-checks" in self.rules:
                 yield f"{name} finds that another leads", become(Writer("refused"))
-            elif "publish-checks" not in self.rules and s.shown[w.place[0]] > w.offset:
-                yield f"{name} is acknowledged", become(w._replace(phase="acked"))
-            elif place == w.place and s.shown[place[0]] > w.offset:
+            elif s.slot.shown > w.offset:
                 yield f"{name} is acknowledged", become(w._replace(phase="acked"))
 
     def lead(self, s: State, place: Place) -> State:
-        """Under the log's lock: the first of an epoch begins a segment, and shows the high watermark that was carried over."""
-        leader, epoch = place
-        if s.aligned[leader] == epoch and s.shown[leader] >= s.slot.carried:
-            return s
-        shown = max(s.shown[leader], s.slot.carried) if "watermark-goes-on" in self.rules else len(s.logs[leader])
-        return s._replace(aligned=put(s.aligned, leader, epoch), shown=put(s.shown, leader, shown))
+        """Under the log's lock: the first of an epoch begins a segment."""
+        return s._replace(aligned=put(s.aligned, place[0], place[1]))
 
     # ---- the high watermark ------------------------------------------------------------------------------------------------
 
     def publish(self, s: State) -> Iterator[tuple[str, State]]:
         """Under the partition's lock: the least log end of those that count."""
         slot = s.slot
+        if slot.applying and "applied-whole" in self.rules:
+            return
         places = [(slot.leader, slot.epoch)]
         if "publish-checks" not in self.rules:
             places += [w.place for w in s.writers if w.phase == "written" and w.place not in places]
@@ -173,9 +172,8 @@ class Replication:
             if "aligned-counts" in self.rules and any(s.aligned[r] != epoch for r in counted):
                 continue
             end = min(len(s.logs[r]) for r in counted)
-            if end > s.shown[leader]:
-                after = s._replace(shown=put(s.shown, leader, end))
-                yield f"the high watermark of {leader} is {end}", after
+            if end > slot.shown:
+                yield f"the high watermark is {end}", s._replace(slot=slot._replace(shown=end))
 
     # ---- copiers -----------------------------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class Replication:
             elif len(log) < len(source):
                 yield f"{name} reads from {leader}", become(c._replace(phase="copy", record=source[len(log)]))
             yield f"{name} is done", become(Copier())
-        if c.phase in ("cut", "copy") and not unchanged and "copy-looks-again" in self.rules:
+        if c.phase in ("cut", "copy") and not unchanged and "copy-checks" in self.rules:
             yield f"{name} finds another leader", become(Copier())
         elif c.phase == "cut":
             logs = put(s.logs, follower, log[: c.cut])
@@ -278,7 +276,7 @@ class Replication:
                 if m.leader == NOBODY or s.aligned[m.leader] != m.epoch:
                     continue
                 if "joins-caught-up" in self.rules and (
-                    s.aligned[replica] != slot.epoch or len(s.logs[replica]) < max(s.shown[slot.leader], slot.carried)
+                    s.aligned[replica] != slot.epoch or len(s.logs[replica]) < slot.shown
                 ):
                     continue
                 counted = slot._replace(in_sync=slot.in_sync | {replica}) if "grow-first" in self.rules else slot
@@ -296,25 +294,19 @@ class Replication:
         m, slot = s.metadata, s.slot
         if "log-lock-apart" not in self.rules and not self.is_free(s, slot.leader):
             return
-        old = slot.leader
-        stores = []
-        if m.epoch != slot.epoch and old != NOBODY and "old-leader-first" in self.rules:
-            stores.append("carry")
-            stores.append("clear")
-        stores += ["in-sync", "leader", "version"]
-        after = s
+        stores = ["in-sync", "leader", "turn", "version"]
+        after = s._replace(slot=slot._replace(applying=True))
         for number, store in enumerate(stores):
             slot = after.slot
-            if store == "carry":
-                after = after._replace(slot=slot._replace(carried=max(slot.carried, after.shown[old])))
-            elif store == "clear":
-                after = after._replace(shown=put(after.shown, old, 0))
-            elif store == "in-sync":
+            if store == "in-sync":
                 after = after._replace(slot=slot._replace(in_sync=m.in_sync))
             elif store == "leader":
                 after = after._replace(slot=slot._replace(leader=m.leader, epoch=m.epoch))
+            elif store == "turn":
+                if (m.epoch != s.slot.epoch or (s.slot.applying and "turn-again" in self.rules)) and "turn-stored" in self.rules:
+                    after = after._replace(reader=NOBODY)
             else:
-                after = after._replace(slot=slot._replace(version=m.version))
+                after = after._replace(slot=slot._replace(version=m.version, applying=False))
             if number + 1 < len(stores):
                 if s.left[DEATHS]:
                     yield f"who applies dies after: {store}", after._replace(left=self.spend(s, DEATHS))
@@ -328,22 +320,21 @@ class Replication:
         for number, log in enumerate(s.logs):
             if any(after[0] < before[0] for before, after in zip(log, log[1:])):
                 raise BrokenError(f"epochs fall in {number}: {log}")
-        for place in [(s.slot.leader, s.slot.epoch)] if "publish-checks" in self.rules else [w.place for w in s.writers]:
-            if place[0] == NOBODY:
-                continue
-            visible = s.logs[place[0]][: s.shown[place[0]]]
+        slot = s.slot
+        if slot.leader != NOBODY:
+            visible = s.logs[slot.leader][: slot.shown]
+            if len(visible) < slot.shown:
+                raise BrokenError(f"{slot.leader} leads and ends below the high watermark {slot.shown}")
             for replica in s.metadata.in_sync:
-                log = s.logs[replica][: len(visible)]
-                if log != visible:
-                    raise BrokenError(f"{replica} may lead and has {log}, readers of {place[0]} see {visible}")
-        leads = s.metadata.leader
+                if s.logs[replica][: slot.shown] != visible:
+                    raise BrokenError(f"{replica} may lead and has {s.logs[replica][: slot.shown]}, readers of {slot.leader} see {visible}")
+            if s.reader != NOBODY and s.logs[s.reader][: slot.shown] != visible:
+                raise BrokenError(f"a reader sees {s.logs[s.reader][: slot.shown]} in {s.reader}, which led once; it is {visible}")
         for number, w in enumerate(s.writers):
             if w.phase == "acked":
                 for replica in s.metadata.in_sync:
                     if len(s.logs[replica]) <= w.offset or s.logs[replica][w.offset][1] != number:
                         raise BrokenError(f"what writer {number} wrote was acknowledged, {replica} may lead and does not have it")
-        if s.slot.version == s.metadata.version and leads != NOBODY and s.slot.carried > len(s.logs[leads]):
-            raise BrokenError(f"{leads} leads and ends below the high watermark that was shown")
         if s.slot.version != s.metadata.version and not any(True for _ in self.apply(s)):
             raise BrokenError("the election waits for a disk that may hang for ever")
 

@@ -42,7 +42,7 @@ def log_of(cluster: Cluster, topic: str = "t", partition: int = 0) -> Replicated
     return cluster._home.replicated(cluster._refreshed().topic(topic), partition, 10.0)
 
 
-def records_on(log: ReplicatedLog, broker: int) -> list[tuple[int, int, object]]:
+def records_on(log: ReplicatedLog, broker: int) -> list[tuple[int, int, bytes]]:
     """Offset, leader epoch and columns of each batch of a replica."""
     replica = log.on(broker)
     replica.ensure_valid(10.0)

@@ -10,7 +10,7 @@ import pytest
 
 import streamlog
 from conftest import values_of
-from replica.clusters import WRITES, Disks, assert_equal_replicas, brokers, lose, log_of, records_on, settle
+from replica.clusters import WRITES, Disks, assert_equal_replicas, brokers, log_of, lose, records_on, settle
 from streamlog import TopicPartition
 from streamlog._log.state import ALIGNED, END, HWM
 
@@ -86,8 +86,9 @@ def test_too_few_in_sync_replicas_refuse_before_anything_is_written(place: Path)
         put(cluster, b"a")
         cluster.stop_broker(2)
         log = log_of(cluster)
-        with cluster.producer(linger_ms=0, retries=1, retry_backoff_ms=1) as producer, pytest.raises(streamlog.NotEnoughReplicasError, match="min_insync"):
-            producer.send("t", b"b").result(10)
+        with cluster.producer(linger_ms=0, retries=1, retry_backoff_ms=1) as producer:
+            with pytest.raises(streamlog.NotEnoughReplicasError, match="min_insync"):
+                producer.send("t", b"b").result(10)
         assert [log.on(broker).words[END] for broker in range(3)] == [1, 1, 1]
         with cluster.producer(linger_ms=0, acks=1) as producer:
             producer.send("t", b"c").result(10)  # acks=1 does not ask
@@ -331,8 +332,18 @@ def test_without_a_leader_writing_waits_and_reading_goes_on(place: Path) -> None
         assert put(cluster, b"c") == [1]
 
 
+def test_the_last_of_a_majority_cannot_be_stopped(place: Path) -> None:
+    with brokers(place) as cluster:
+        cluster.stop_broker(0)
+        with pytest.raises(streamlog.InvalidStateError, match=r"while \[0\] are out"):
+            cluster.stop_broker(1)
+        cluster.start_broker(0)
+        cluster.stop_broker(1)
+        cluster.start_broker(1)
+
+
 def test_an_eligible_replica_leads_where_no_member_lives(place: Path) -> None:
-    with brokers(place, 5) as cluster:
+    with brokers(place, 7) as cluster:
         cluster.create_topic("t", replication_factor=3, min_insync_replicas=2)
         put(cluster, b"a")
         first, second, third = log_of(cluster).state.replicas
@@ -527,11 +538,15 @@ def test_one_broker_becomes_several(place: Path) -> None:
 
 def test_a_home_that_was_lost_is_made_anew_from_the_brokers(place: Path) -> None:
     paths = [place / f"disk{number}" / "b" for number in range(3)]
-    with pytest.warns(UserWarning, match="one device"), streamlog.open(place / "home", brokers=paths, offsets_topic_num_partitions=3) as cluster:
+    with pytest.warns(UserWarning, match="one device"):
+        cluster = streamlog.open(place / "home", brokers=paths, offsets_topic_num_partitions=3)
+    with cluster:
         cluster.create_topic("t", replication_factor=3)
         put(cluster, b"a")
     shutil.rmtree(place / "home")
-    with pytest.warns(UserWarning, match="one device"), streamlog.open(place / "home", brokers=paths) as cluster:
+    with pytest.warns(UserWarning, match="one device"):
+        cluster = streamlog.open(place / "home", brokers=paths)
+    with cluster:
         assert values_of(cluster) == [b"a"]
         assert cluster._home.config.offsets_topic_num_partitions == 3
         assert put(cluster, b"b") == [1]

@@ -84,8 +84,8 @@ class Log:
     def pay(self, timeout: float) -> None:
         """For who waits, or goes: see to records that are written and not shown yet.  Does nothing where that is another's to do."""
 
-    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:
-        """Reading `replica` failed.  Whether to look again: another one leads now, or the damage is repaired."""
+    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:
+        """Reading `replica` at `offset` failed.  Whether to look again: another one leads now, or the damage is repaired."""
         raise NotImplementedError
 
     def segments(self) -> list[int]:

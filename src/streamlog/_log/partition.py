@@ -334,7 +334,7 @@ class PartitionLog(Log):
         """Whether a process died inside."""
         return bool(self.words[DIRTY])
 
-    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:  # noqa: ARG002
+    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:  # noqa: ARG002
         """There is no other replica."""
         return False
 

@@ -81,7 +81,7 @@ class LogReader:
             try:
                 return self._next()
             except (StorageError, FileNotFoundError) as error:
-                if isinstance(error, UnsupportedFormatError) or not self.log.mend(self.replica, error, self.timeout):
+                if not self.log.mend(self.replica, error, self.offset, self.timeout):
                     raise
                 self.release()
 

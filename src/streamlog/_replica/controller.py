@@ -30,6 +30,7 @@ from streamlog.errors import (
     StorageFullError,
     StreamlogError,
     UnknownTopicOrPartitionError,
+    UnsupportedFormatError,
 )
 
 _FIRST_PROBE, _LAST_PROBE = 0.1, 30.0  # seconds between probes of a failed broker, doubling
@@ -105,8 +106,16 @@ class Controller:
         self._home.broker_left(broker)
 
     def stop(self, broker: int, timeout: float) -> None:
-        """Take a broker out on purpose: its leaders move first, while it is in sync."""
+        """Take a broker out on purpose: its leaders move first, while it is in sync.
+
+        Raises: InvalidStateError: the metadata could not be changed any more without it, not even by its start.
+        """
         self._known(broker)
+        quorum, rest = self._home.quorum, self.alive() - {broker}
+        assert quorum is not None
+        if not quorum.is_majority([copy for copy in quorum.voters() if copy in rest or copy not in self._metadata.brokers]):
+            out = sorted(set(self._metadata.brokers) - rest - {broker})
+            raise InvalidStateError(f"broker {broker} cannot be stopped while {out} are out: a majority of the metadata's copies has to be there")
         self._leave(broker, STOPPED, "stopped", timeout)
         self._home.broker_left(broker)
 
@@ -123,9 +132,7 @@ class Controller:
             return {key: self._failed(key, found, broker, alive) for key, found in partitions if broker in (*found.in_sync, found.leader)}
 
         if self._decide(decide, timeout, records) and state == FAILED:
-            import logging
-
-            logging.getLogger("streamlog").warning("broker %s failed: %s", broker, reason)
+            _warn("broker %s failed: %s", broker, reason)
 
     def _known(self, broker: int) -> None:
         if broker not in self._metadata.brokers:
@@ -143,7 +150,11 @@ class Controller:
         known, lost = self._metadata.brokers[broker], set()
         if not known.is_online:
             for log in self._logs_on(broker, timeout):
-                if not log.revive(broker, timeout):
+                try:
+                    if not log.revive(broker, timeout):
+                        lost.add((log.topic_id, log.partition))
+                except StorageError as error:  # nobody else has it: it waits for an operator
+                    _warn("%s: the replica on broker %s cannot be read: %s", log.name, broker, error)
                     lost.add((log.topic_id, log.partition))
             self._decide(lambda: self._elected_with(broker, lost), timeout, lambda: [["BrokerRegistrationChangeRecord", broker, ONLINE, ""]])
         self._probes.pop(broker, None)
@@ -179,9 +190,7 @@ class Controller:
             except (StreamlogError, OSError) as error:
                 if not self._home.metadata.brokers[broker].is_online:
                     raise
-                import logging
-
-                logging.getLogger("streamlog").warning("%s: the replica on broker %s is not in sync yet: %s", log.name, broker, error)
+                _warn("%s: the replica on broker %s is not in sync yet: %s", log.name, broker, error)
 
     def bring_in(self, log: ReplicatedLog, broker: int, timeout: float) -> bool:
         """Let a replica catch up and join the in-sync set; whether it is in it."""
@@ -223,9 +232,7 @@ class Controller:
             return {key: self._failed(key, state, broker, self.alive() - {broker})}
 
         if self._decide(decide, timeout):
-            import logging
-
-            logging.getLogger("streamlog").warning("%s: the replica on broker %s left the in-sync set: %s", log.name, broker, reason)
+            _warn("%s: the replica on broker %s left the in-sync set: %s", log.name, broker, reason)
 
     def expand(self, log: ReplicatedLog, broker: int, place: int, timeout: float) -> None:
         """A follower that has caught up joins the in-sync set: it is counted first, then the metadata say so."""
@@ -249,7 +256,7 @@ class Controller:
             raise UnknownTopicOrPartitionError("the topic was deleted")
         return found
 
-    def damaged(self, log: ReplicatedLog, broker: int, error: CorruptRecordError, timeout: float) -> None:
+    def damaged(self, log: ReplicatedLog, broker: int, error: CorruptRecordError | UnsupportedFormatError, timeout: float) -> None:
         """Bytes of a replica rotted: it leaves the in-sync set, is cut before the damage, and copies the rest from another one.
 
         Raises: the error, where it is the only one that has the records.
@@ -267,9 +274,7 @@ class Controller:
             return {key: election.changed(state, self._floor(key, state) if state.leader == broker else 0, **after._asdict())}
 
         self._decide(decide, timeout)
-        import logging
-
-        logging.getLogger("streamlog").warning("%s: the replica on broker %s is damaged, and copied anew from there on: %s", log.name, broker, error)
+        _warn("%s: the replica on broker %s is damaged, and copied anew from there on: %s", log.name, broker, error)
         log.discard_from_damage(broker, error, timeout)
         self._home.fetcher.owe(log)
 
@@ -354,10 +359,14 @@ class Controller:
                 end = replica.words[HWM]
                 ends[broker] = replica.leader_epochs().last_before(end), end
             except (StorageError, OSError) as error:
-                import logging
-
-                logging.getLogger("streamlog").warning("%s: the replica on broker %s cannot be read: %s", log.name, broker, error)
+                _warn("%s: the replica on broker %s cannot be read: %s", log.name, broker, error)
         return ends
+
+
+def _warn(message: str, *args: object) -> None:
+    import logging  # here: 6 ms of a cold start
+
+    logging.getLogger("streamlog").warning(message, *args)
 
 
 def change_record(key: tuple[bytes, int], state: PartitionState) -> list[Any]:

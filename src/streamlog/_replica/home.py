@@ -596,6 +596,8 @@ class Home:
 
     def broker_left(self, number: int) -> None:
         """A broker is out: let go of its files."""
+        if self.quorum is not None:
+            self.quorum.left(number, 10.0)
         self.fetcher.wake()
         for broker, replica in self._used_replicas():
             if broker == number:

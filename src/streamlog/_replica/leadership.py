@@ -12,6 +12,8 @@
     APPLYING        pid of who is applying: where it died the words do not count     who applies
     MARKERS         offset after the last marker that the leader wrote; STABLE       appender of the marker, leader's log lock
                     waits until HWM has passed it
+    FORMER          the place before the one that is being applied: its leader's      who applies
+                    readers have to look again
     EPOCH_START     where the leader's epoch begins                                  who first leads in it, leader's log lock; before
                                                                                      ALIGNED in the leader's slot
 
@@ -32,7 +34,7 @@ from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
 
 WORDS = 16
-STABLE, PLACE, IN_SYNC, VERSION, APPLYING, MARKERS, EPOCH_START = range(2, 9)
+STABLE, PLACE, IN_SYNC, VERSION, APPLYING, MARKERS, EPOCH_START, FORMER = range(2, 10)
 assert (HWM, BELL) == (0, 1)  # as in a slot: a reader's word and a waiter's bell
 MAX_BROKERS = 60  # ids 0 to 59: a bit each in IN_SYNC, 8 bits in PLACE
 HOME = 60  # id of the copy of the metadata log that the home holds where there are two brokers

@@ -20,7 +20,7 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from streamlog._log.partition import PartitionLog
@@ -56,19 +56,20 @@ class Quorum(Replicas):
         A disk that does not answer for `longest_ms` hangs.
         """
         super().__init__(names.METADATA_TOPIC, topic_id, 0, slot, lock_file, lock_byte, on)
-        self.fs, self._voters, self._usable = fs, voters, usable
+        self.fs, self.voters, self._usable = fs, voters, usable
         self._longest, self._metadata_lock = longest_ms / 1000, lock
+        self._back: set[int] = set()  # copies of brokers that are about to be online again
         self._busy: set[int] = set()  # copies whose disk has not answered yet
         self.failures: dict[int, Exception] = {}
         """What went wrong with copies since somebody looked."""
 
     def _any(self) -> int:
-        return self._voters()[0]
+        return self.voters()[0]
 
     @property
     def majority(self) -> int:
         """Copies that make a majority."""
-        return len(self._voters()) // 2 + 1
+        return len(self.voters()) // 2 + 1
 
     # ---- as a log ------------------------------------------------------------------------------------------------------------
 
@@ -117,7 +118,7 @@ class Quorum(Replicas):
                 self._begin_epoch(deadline)
                 return
 
-    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:  # noqa: ARG002
+    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:  # noqa: ARG002
         """Reading the copy that leads failed: another one leads from now on, unless this thread is deciding something just now."""
         if get_ident() in locks.inside:
             return False
@@ -157,7 +158,7 @@ class Quorum(Replicas):
 
             return work
 
-        wanted = {broker: follow(broker) for broker in self._voters() if broker == leader_of(place) or self._usable(broker)}
+        wanted = {broker: follow(broker) for broker in self.voters() if broker == leader_of(place) or broker in self._back or self._usable(broker)}
         answers = self._ask(wanted, deadline, self.majority)
         if leader_of(place) in answers and isinstance(answers[leader_of(place)], Exception):
             raise _LeaderFailedError
@@ -175,7 +176,7 @@ class Quorum(Replicas):
             raise full
         done = len(answers) - len(errors)
         said = "; ".join(f"{_name(broker)}: {error}" for broker, error in sorted(errors.items())) or "the others are out"
-        raise NotEnoughReplicasError(f"{done} of {len(self._voters())} copies of the metadata {what}, {self.majority} are wanted: {said}")
+        raise NotEnoughReplicasError(f"{done} of {len(self.voters())} copies of the metadata {what}, {self.majority} are wanted: {said}")
 
     def _on_leader(self, place: int, work: Callable[[], object], deadline: float) -> None:
         broker = leader_of(place)
@@ -231,7 +232,7 @@ class Quorum(Replicas):
 
     def _begin_epoch(self, deadline: float) -> None:
         """Choose the copy that leads, promise an epoch, and commit a record of it."""
-        answers = self._ask({broker: self._looker(broker, deadline) for broker in self._voters()}, deadline, len(self._voters()))
+        answers = self._ask({broker: self._looker(broker, deadline) for broker in self.voters()}, deadline, len(self.voters()))
         seen = {broker: answer for broker, answer in answers.items() if not isinstance(answer, Exception) and broker not in self.failures}
         if len(seen) < self.majority:
             self._refuse(answers, "can be read")
@@ -244,16 +245,16 @@ class Quorum(Replicas):
         words, place = self.leadership, leadership.place(leader, epoch)
         words[APPLYING] = 1
         words[PLACE] = place
-        for broker in self._voters():
+        for broker in self.voters():
             self.on(broker).store_turn()
-        words[VERSION] = epoch
-        words[APPLYING] = 0
         import msgpack  # here: 4 ms of a cold start
 
         batch = Pending()
         batch.attributes, batch.columns = fmt.encode_rows([msgpack.packb(["LeaderChangeRecord", leader, epoch])])
         batch.count = 1
         self.append(batch, left(deadline))
+        words[VERSION] = epoch_of(words[PLACE])  # only now: who finds it begun may commit what stands in the log
+        words[APPLYING] = 0
 
     def _looker(self, broker: int, deadline: float) -> Callable[[], tuple[int, int, int]]:
         def look() -> tuple[int, int, int]:
@@ -304,6 +305,17 @@ class Quorum(Replicas):
             raise answer
         self._promise_again(broker, epoch_of(place))
         self.failures.pop(broker, None)
+        self._back.add(broker)
+
+    def left(self, broker: int, timeout: float) -> None:
+        """A broker is out: nothing is written to its copy, another one leads."""
+        self._back.discard(broker)
+        if leader_of(self.leadership[PLACE]) == broker:
+            under(self._metadata_lock, timeout, self._replace, self.on(broker), timeout)
+
+    def is_majority(self, copies: Collection[int]) -> bool:
+        """Whether these copies could commit something."""
+        return len(set(copies) & set(self.voters())) >= self.majority
 
     def _promise_again(self, broker: int, epoch: int) -> None:
         if self._promise(broker) < epoch:

@@ -34,7 +34,7 @@ from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica import leadership
-from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
+from streamlog._replica.leadership import APPLYING, EPOCH_START, FORMER, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
 from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import (
     CorruptRecordError,
@@ -42,14 +42,18 @@ from streamlog.errors import (
     NotEnoughReplicasAfterAppendError,
     NotEnoughReplicasError,
     NotLeaderOrFollowerError,
+    OffsetOutOfRangeError,
     StorageError,
     StorageFullError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
+    UnsupportedFormatError,
 )
 
 BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
 """What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
+DAMAGED = (CorruptRecordError, UnsupportedFormatError)
+"""What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
 
 
 class NeedsControllerError(NotLeaderOrFollowerError):
@@ -158,6 +162,9 @@ class ReplicatedLog(Replicas):
         words = self.leadership
         if words[VERSION] > state.partition_epoch + 1 or (words[VERSION] == state.partition_epoch + 1 and not words[APPLYING]):
             return
+        again = words[APPLYING]  # somebody died here
+        if not again:
+            words[FORMER] = words[PLACE]
         words[APPLYING] = process.pid()
         place = leadership.place(state.leader, state.leader_epoch)
         if high_watermark >= 0:
@@ -165,8 +172,8 @@ class ReplicatedLog(Replicas):
         words[IN_SYNC] = leadership.mask(state.in_sync)
         if words[PLACE] != place and state.leader >= 0 and (slot := self.on(state.leader).words)[BOOT] == self.boot and slot[HWM] < words[HWM]:
             words[HWM] = words[STABLE] = slot[HWM]  # an unclean election: what is not there any more is not shown
-        if words[PLACE] != place or high_watermark >= 0:
-            former = leader_of(words[PLACE])
+        if words[PLACE] != place or high_watermark >= 0 or again:
+            former = leader_of(words[FORMER])
             words[PLACE] = place  # from here on who led before publishes nothing
             for broker in {*state.replicas, *([former] if former >= 0 else [])}:
                 self.on(broker).store_turn()  # readers look again before the high watermark goes beyond what the old leader had
@@ -234,7 +241,7 @@ class ReplicatedLog(Replicas):
                 tries += 1
                 if tries > 3 and monotonic() > deadline:
                     raise StreamlogTimeoutError(f"{self.name}: its leader changes again and again") from None
-            except (*BROKEN, CorruptRecordError) as error:
+            except (*BROKEN, *DAMAGED) as error:
                 tries += 1
                 if tries > len(self.state.replicas):
                     raise
@@ -304,7 +311,7 @@ class ReplicatedLog(Replicas):
     def _call_for(self, error: Exception, broker: int, timeout: float) -> None:
         """A disk failed us: the broker is out, or the damaged replica is."""
         timeout = max(timeout, 10.0)
-        if isinstance(error, CorruptRecordError):
+        if isinstance(error, DAMAGED):
             owner = self._owner_of(error.path, broker)
             self._call(lambda: self._controller.damaged(self, owner, error, timeout))
         else:
@@ -353,7 +360,7 @@ class ReplicatedLog(Replicas):
             self.publish(place, self.min_in_sync, timeout)
         except MovedError:
             return False
-        except (*BROKEN, CorruptRecordError) as error:
+        except (*BROKEN, *DAMAGED) as error:
             self._call_for(error, leader_of(place), timeout)
             return False
         self.ring()
@@ -407,7 +414,7 @@ class ReplicatedLog(Replicas):
         except BROKEN as error:
             self._call_for(error, self._last_leader, timeout)
 
-    def mend(self, replica: PartitionLog, error: Exception, timeout: float) -> bool:
+    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:
         """Reading `replica` failed: have another one lead, and this one repaired, where there is another one."""
         if get_ident() in locks.inside:
             return False
@@ -415,13 +422,26 @@ class ReplicatedLog(Replicas):
         place = self.leadership[PLACE]
         if broker != leader_of(place):
             return broker >= 0 and leader_of(place) >= 0
-        if not isinstance(error, (*BROKEN, CorruptRecordError)):
+        if isinstance(error, DAMAGED) and not self._is_sound_elsewhere(broker, offset, timeout):
+            return False  # the same everywhere: of a newer version, say
+        if not isinstance(error, (*BROKEN, *DAMAGED)):
             return False
         try:
             self._call_for(error, broker, timeout)
         except NotLeaderOrFollowerError:
             return False
         return self.leadership[PLACE] != place and leader_of(self.leadership[PLACE]) >= 0
+
+    def _is_sound_elsewhere(self, broker: int, offset: int, timeout: float) -> bool:
+        """Whether another in-sync replica has what cannot be read in this one."""
+        for other in self.state.in_sync:
+            if other != broker:
+                try:
+                    if LogReader(self.on(other), offset, timeout=timeout).next() is not None:
+                        return True
+                except (StorageError, OSError, OffsetOutOfRangeError):
+                    continue
+        return False
 
     # ---- sync ----------------------------------------------------------------------------------------------------------------
 
@@ -476,7 +496,7 @@ class ReplicatedLog(Replicas):
                     return False
         except MovedError:
             return False
-        except CorruptRecordError as error:
+        except DAMAGED as error:
             if self._owner_of(error.path, broker) == broker:
                 self.discard_from_damage(broker, error, timeout)
             else:
@@ -494,8 +514,9 @@ class ReplicatedLog(Replicas):
         replica = self.on(broker)
         try:
             under(replica.lock, timeout, replica.revive)
-        except (DiskFailedError, FileNotFoundError, CorruptRecordError):
-            if files.is_directory(replica.directory) and names.base_offsets(self.fs.listdir(replica.directory)):
+        except (DiskFailedError, FileNotFoundError, *DAMAGED):
+            is_spare = any(member != broker for member in self.state.in_sync)
+            if not is_spare and files.is_directory(replica.directory) and names.base_offsets(self.fs.listdir(replica.directory)):
                 raise
             self.make_replica(broker)
             under(replica.lock, timeout, replica.revive)
@@ -523,7 +544,7 @@ class ReplicatedLog(Replicas):
         except (OSError, StorageError):
             pass
 
-    def damage_of(self, broker: int, timeout: float) -> CorruptRecordError | None:
+    def damage_of(self, broker: int, timeout: float) -> CorruptRecordError | UnsupportedFormatError | None:
         """Read a whole replica: the first damage, if there is any."""
         replica = self.on(broker)
         replica.ensure_valid(timeout)
@@ -532,11 +553,11 @@ class ReplicatedLog(Replicas):
         try:
             while reader.offset < end and reader.next() is not None:
                 pass
-        except CorruptRecordError as error:
-            return error
+        except DAMAGED as error:
+            return error if self._is_sound_elsewhere(broker, reader.offset, timeout) else None
         return None
 
-    def discard_from_damage(self, broker: int, error: CorruptRecordError, timeout: float) -> None:
+    def discard_from_damage(self, broker: int, error: CorruptRecordError | UnsupportedFormatError, timeout: float) -> None:
         """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader."""
         replica = self.on(broker)
         if broker in self.state.in_sync or not error.path.startswith(f"{replica.directory}/"):
