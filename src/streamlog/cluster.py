@@ -428,6 +428,9 @@ class Cluster:
 
         self._refreshed()
         self._home.controller.start(broker_admin.checked(self._home, broker), self.timeout)
+        from streamlog._replica import administration
+
+        administration.spread_internal(self._home, self.timeout)  # of topics that were made while it was out
 
     def add_broker(self, path: str | PathLike[str] | None = None) -> int:
         """Add a broker, in a directory of its own or below the cluster's; returns its id.  What is there stays where it is: `reassign_partitions`.

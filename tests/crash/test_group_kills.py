@@ -23,6 +23,7 @@ import msgpack
 import pytest
 
 import streamlog
+from replica.chaos import Chaos
 from streamlog import TopicPartition
 
 LONG = os.environ.get("STREAMLOG_LONG") == "1"
@@ -49,7 +50,7 @@ with streamlog.open(location) as log:
     while True:
         try:
             records = consumer.poll(timeout_ms=200)
-        except streamlog.StreamlogTimeoutError as error:
+        except streamlog.RetriableError as error:
             note("timeout", text=str(error))
             continue
         if records:
@@ -93,11 +94,13 @@ def departures(place: Path, stop: threading.Event, seen: list[tuple[float, str]]
             time.sleep(0.001)
 
 
-@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
-def test_eight_members_killed_and_stopped_at_random(place: Path, seed: int, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "brokers"), [("cooperative-sticky", 1), ("range", 1), ("cooperative-sticky", 3)])
+def test_eight_members_killed_and_stopped_at_random(place: Path, seed: int, strategy: str, brokers: int) -> None:
+    """With three brokers one of them is out at times, too."""
     rng = random.Random(seed)
-    with streamlog.open(place / "log") as log:
-        log.create_topic("t", partitions=PARTITIONS)
+    with streamlog.open(place / "log", brokers=brokers) as log:
+        log.create_topic("t", partitions=PARTITIONS, replication_factor=brokers)
+        chaos = Chaos(log, place / "log", random.Random(seed))
         members = [Member(place, number, strategy) for number in range(MEMBERS)]
         stop, gone = threading.Event(), []
         watcher = threading.Thread(target=departures, args=(place, stop, gone))
@@ -113,9 +116,11 @@ def test_eight_members_killed_and_stopped_at_random(place: Path, seed: int, stra
                         producer.send("t", str(written[partition]), partition=partition)
                         written[partition] += 1
                     disturb(rng, place, members, everybody, strategy)
+                    chaos.step(0.01)
                     time.sleep(0.01)
             for member in members:
                 os.kill(member.process.pid, signal.SIGCONT)
+            chaos.end()
             wait_until_all_is_committed(log, written)
             wait_until_all_is_owned(log)
         finally:

@@ -10,6 +10,7 @@ import pytest
 
 import streamlog
 from conftest import LONG
+from replica.chaos import Chaos
 
 KILLS = 2000 if LONG else 150
 
@@ -37,10 +38,13 @@ def start_writer(path: Path, life: int, pipe: int) -> int:
     return pid
 
 
-def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) -> None:
-    chance, path = random.Random(seed), place / "log"
-    with streamlog.open(path) as log:
-        log.create_topic("t", 2, segment_bytes=8192, index_interval_bytes=512)
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_random_kills(place: Path, seed: int, brokers: int, request: pytest.FixtureRequest) -> None:
+    """With three brokers one of them is out at times, too."""
+    chance, path, kills = random.Random(seed), place / "log", KILLS if brokers == 1 else KILLS // 2
+    with streamlog.open(path, brokers=brokers) as log:
+        log.create_topic("t", 2, replication_factor=brokers, segment_bytes=8192, index_interval_bytes=512)
+        chaos = Chaos(log, path, random.Random(seed))
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         acknowledged: set[bytes] = set()
@@ -49,11 +53,12 @@ def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) ->
         with log.producer() as bystander, log.consumer("t", auto_offset_reset="earliest") as reader:
             pids = [start_writer(path, life, writing) for life in range(2)]
             request.addfinalizer(lambda: end(pids))
-            for life in range(2, KILLS + 2):
+            for life in range(2, kills + 2):
                 time.sleep(chance.random() * 0.012)
                 os.kill(pids[0], signal.SIGKILL)
                 os.waitpid(pids.pop(0), 0)
                 pids.append(start_writer(path, life, writing))
+                chaos.step(0.2)
                 began = time.monotonic()
                 bystander.send("t", b"bystander.%d" % life).result(timeout=20)
                 assert time.monotonic() - began < 15, "a kill held somebody up"
@@ -65,6 +70,7 @@ def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) ->
             end(pids)
             bystander.send("t", b"bystander.end").result(timeout=20)
             acknowledged.update((rest + drain(reading)).split(b"\n")[:-1])
+            chaos.end()
             assert streamlog.check(log) == []  # finishes what the last to die left, and may adopt a whole batch of theirs
             while found := reader.poll(max_records=10**6):
                 seen += found
@@ -81,7 +87,7 @@ def test_random_kills(place: Path, seed: int, request: pytest.FixtureRequest) ->
             while found := again.poll(max_records=10**6):
                 second += found
         assert sorted(record[1:8] for record in second) == sorted(record[1:8] for record in seen), "all but the epoch, which a rewrite raises"
-        print(f"{KILLS} kills, {len(acknowledged)} acknowledged, {len(seen)} seen")
+        print(f"{kills} kills, {len(acknowledged)} acknowledged, {len(seen)} seen")
 
 
 def end(pids: list[int]) -> None:

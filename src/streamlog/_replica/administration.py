@@ -20,7 +20,7 @@ from streamlog._os.locks import under
 from streamlog._replica import description, election, leadership
 from streamlog._replica.brokers import make as make_broker
 from streamlog._replica.brokers import read_properties
-from streamlog._replica.topics import finish_deletions, make_replica
+from streamlog._replica.topics import INTERNAL_REPLICAS, finish_deletions, make_replica
 from streamlog.errors import (
     ConfigurationError,
     InvalidStateError,
@@ -66,7 +66,7 @@ def add(home: Home, path: str | None, timeout: float) -> int:
 
 def spread_internal(home: Home, timeout: float) -> None:
     """Internal topics follow the number of brokers, up to three replicas."""
-    wanted = min(3, len(home.controller.alive()))
+    wanted = min(INTERNAL_REPLICAS, len(home.controller.alive()))
     targets: dict[Key, tuple[int, ...]] = {}
     for key, state in home.metadata.partitions.items():
         topic = home.metadata.by_id[key[0]]

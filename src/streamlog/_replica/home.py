@@ -56,6 +56,7 @@ _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
 _OPEN_LOGS = 80  # up to three descriptors each (H11)
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
+_NOTICE = 3.0  # seconds in which others notice that a broker's directory is not there any more
 _SAVE = 5.0  # seconds between checkpoints (Kafka's replica.high.watermark.checkpoint.interval.ms)
 _CHECKPOINTS = 1 << 20  # bytes of `cluster.lock` from here on are the locks of brokers' checkpoints
 
@@ -193,12 +194,22 @@ class Home:
             metadata.write(timeout, self._first_records)
         metadata.written = self._after_write
         for number, error in unopened.items():
-            known = metadata.brokers.get(number)
-            if known is not None and known.is_online:
-                if len(self.processes()) > 1:
+            until = monotonic() + min(timeout, _NOTICE)
+            while number in self.controller.alive() and len(self.processes()) > 1 and not self._opens(number):
+                if monotonic() > until:
                     raise StorageError(f"broker {number} cannot be opened here, though other processes have it open: {error}") from error
+                sleep(0.02)  # others look once a second whether it is there
+                metadata.refresh(timeout)
+            if number in self.controller.alive() and self.brokers[number].lock_file is None:
                 self.controller.fail(number, error, timeout)
         self._describe_anew()
+
+    def _opens(self, number: int) -> bool:
+        try:
+            self.brokers[number].open(self.cluster_id)
+        except (OSError, StreamlogError):
+            return False
+        return True
 
     def _first_records(self) -> list[list[Any]]:
         if self.metadata.brokers:

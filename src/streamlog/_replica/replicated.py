@@ -313,6 +313,10 @@ class ReplicatedLog(Replicas):
         timeout = max(timeout, 10.0)
         if isinstance(error, DAMAGED):
             owner = self._owner_of(error.path, broker)
+            if not files.is_directory(self.on(owner).directory):  # nothing rotted
+                gone = DiskFailedError(f"{self.on(owner).directory} is gone")
+                self._call(lambda: self._controller.fail(owner, gone, timeout))
+                return
             self._call(lambda: self._controller.damaged(self, owner, error, timeout))
         else:
             named = self._owner_of(str(getattr(error, "filename", "") or error), broker)

@@ -25,7 +25,8 @@ from streamlog.errors import (
     UnknownTopicOrPartitionError,
 )
 
-_INTERNAL_REPLICAS = 3  # at most, as in Kafka
+INTERNAL_REPLICAS = 3  # at most, as in Kafka
+AS_MANY_AS_THERE_ARE = 0  # brokers that are online when the topic is made, up to that
 _INTERNAL_SEGMENT_BYTES = 4 << 20  # a fold of an internal topic begins at a segment's start at the latest, once old ones are cleaned (H36)
 
 
@@ -56,8 +57,7 @@ def create(
 def create_internal(home: Home, name: str, partitions: int, timeout: float) -> None:
     """Create an internal topic unless it is there: compacted, in small segments."""
     overrides = {"cleanup_policy": "compact", "segment_bytes": _INTERNAL_SEGMENT_BYTES}
-    factor = min(_INTERNAL_REPLICAS, len(home.controller.alive())) if home.is_replicated else 1
-    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout, replication_factor=factor)
+    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout, replication_factor=AS_MANY_AS_THERE_ARE)
 
 
 def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> None:
@@ -142,6 +142,8 @@ def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, fac
         home.fs.sync_dir(home.brokers[0].path)
         return []
     alive = sorted(home.controller.alive())
+    if factor == AS_MANY_AS_THERE_ARE:
+        factor = min(INTERNAL_REPLICAS, len(alive))
     if factor > len(alive):
         raise InvalidReplicationFactorError(f"replication_factor={factor}: {len(alive)} of {len(home.brokers)} brokers are online")
     found = assignment(numbers, factor, alive, len(home.metadata.partitions) - numbers.start)
