@@ -41,7 +41,7 @@ class Page:
         if self.address in (None, _FAILED):
             raise OSError(ctypes.get_errno(), "mmap failed")
         memory = (ctypes.c_char * size).from_address(self.address)
-        weakref.finalize(memory, _munmap, self.address, size)  # when the last view is gone
+        weakref.finalize(memory, _munmap, self.address, size).atexit = False  # when the last view is gone; threads may read on at exit
         self.map = memoryview(memory).cast("B")
         self.words, self.halves = self.map.cast("Q"), self.map.cast("I")
 
