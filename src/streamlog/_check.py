@@ -21,6 +21,7 @@ from streamlog._format.batch import SEGMENT_HEADER_SIZE, UnknownVersionError
 from streamlog._log.aborted import read_index
 from streamlog._log.partition import PartitionLog
 from streamlog._log.producer_state import ProducerStates, snapshots_that_count
+from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import BOOT, DIRTY, END, EPOCH, FAILED, HWM, OPEN, POSITION, SEGMENT, START, SYNCED
 from streamlog._os import files
@@ -77,6 +78,9 @@ class _Check:
                 continue  # deleted meanwhile
             except (StorageError, FileNotFoundError) as error:
                 self._found("I1", log.directory, str(error))
+        if home.is_replicated:
+            for key in sorted(home.metadata.partitions):
+                self._check_replicas(key)
         self._check_groups()
         self._check_transactions()
         return self._findings
@@ -118,6 +122,33 @@ class _Check:
         assert log is not None
         log.ensure_valid(self._timeout)
         return [log.on(broker) for broker in self._brokers(topic, number)]
+
+    def _check_replicas(self, key: tuple[bytes, int]) -> None:
+        """I16: the leader is in sync, and no in-sync replica lacks what is shown.  I17: below the high watermark replicas are equal."""
+        topic, state = self._home.metadata.by_id.get(key[0]), self._home.metadata.partitions.get(key)
+        if topic is None or state is None or state.leader < 0:
+            return
+        log = self._home.replicated(topic, key[1], self._timeout)
+        path, end = log.on(state.leader).directory, log.high_watermark
+        if state.leader not in state.in_sync or not set(state.in_sync) <= set(state.replicas):
+            self._found("I16", path, f"leader {state.leader}, in sync {state.in_sync}, replicas {state.replicas}")
+        for broker in state.in_sync:
+            replica = log.on(broker)
+            if replica.words[HWM] < end and broker in log.state.in_sync:
+                self._found("I16", replica.directory, f"an in-sync replica ends at {replica.words[HWM]}, below the high watermark {end}")
+            elif broker != state.leader:
+                self._compare(log.on(state.leader), replica, end)
+
+    def _compare(self, leader: PartitionLog, follower: PartitionLog, end: int) -> None:
+        ours, theirs = LogReader(leader, leader.start_offset), LogReader(follower, follower.start_offset)
+        try:
+            while ours.offset < end:
+                found, copied = ours.next(), theirs.next()
+                if found is None or copied is None or found.data[24:] != copied.data[24:] or found.base_offset != copied.base_offset:
+                    self._found("I17", follower.directory, f"at offset {ours.offset} it differs from the leader's {leader.directory}")
+                    return
+        except (StorageError, FileNotFoundError):
+            return  # damage is told where the replica itself is looked at
 
     def _check_log(self, log: PartitionLog) -> None:
         under(log.lock, self._timeout, log.look_again)  # what somebody who died left half done is finished first

@@ -16,7 +16,7 @@ from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset, find_timestamp
 from streamlog._replica.election import PartitionState
 from streamlog.config import INT64_MAX
-from streamlog.errors import InvalidConfigError, InvalidTimestampError, UnknownTopicOrPartitionError
+from streamlog.errors import InvalidConfigError, InvalidTimestampError, StorageError, UnknownTopicOrPartitionError
 from streamlog.types import OffsetAndTimestamp, PartitionDescription, TopicDescription
 
 _ALONE = PartitionState((0,), 0, in_sync=(0,))  # with one broker
@@ -98,17 +98,23 @@ class Topic:
     def describe(self) -> TopicDescription:
         """Configuration, and for each partition leader, epoch, offsets and size."""
         found = self._metadata
-        partitions = []
-        for number, log in self._logs().items():
-            log.ensure_valid(self._cluster.timeout)
-            bases, size = log.replica.sizes()
-            epoch = log.replica.leader_epochs().latest()
-            state = self._cluster._home.metadata.partitions.get((self._topic_id, number), _ALONE)
-            partitions.append(PartitionDescription(
-                    number, state.leader, epoch, state.replicas, state.in_sync, log.start_offset, log.high_watermark, bases, size,
-                    log.last_stable_offset, state.eligible,
-                ))
+        partitions = [self._describe_partition(number, log) for number, log in self._logs().items()]
         return TopicDescription(found.name, self.id, found.config.items(), tuple(partitions))
+
+    def _describe_partition(self, number: int, log: Log) -> PartitionDescription:
+        log.ensure_valid(self._cluster.timeout)
+        state = self._cluster._home.metadata.partitions.get((self._topic_id, number))
+        try:
+            (segments, size), epoch = log.replica.sizes(), log.replica.leader_epochs().latest()
+        except (OSError, StorageError):
+            if state is None:
+                raise
+            segments, size, epoch = 0, 0, state.leader_epoch  # its broker is out, or just being lost
+        state = state or _ALONE
+        return PartitionDescription(
+            number, state.leader, epoch, state.replicas, state.in_sync, log.start_offset, log.high_watermark, segments, size,
+            log.last_stable_offset, state.eligible,
+        )  # fmt: skip
 
     def producer(self, config: Mapping[str, Any] | None = None, /, **options: Any) -> Producer:
         """A producer that uses this handle's key and value serdes."""

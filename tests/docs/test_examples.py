@@ -102,3 +102,11 @@ def test_a_relay_that_dies_sends_each_row_once(place: Path) -> None:
     done = run("outbox.py", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2000 accounts, 2000 records, each once and in order" in done.stdout
+
+
+def test_a_broker_that_is_lost_and_recovered_costs_no_record(place: Path) -> None:
+    done = run("failover.py", "--seconds", "5", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 lost, 0 twice" in done.stdout
+    assert "in sync [0, 1, 2]" in done.stdout
+    assert (place / "failover.png").read_bytes()[:4] == b"\x89PNG"

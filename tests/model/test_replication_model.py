@@ -6,6 +6,8 @@ from model import quorum, replication
 from model.replication import INSTANCES, Replication
 from model.search import search
 
+OF_DEATHS = ("turn-again", "applied-whole", "log-lock-apart")  # the others break in the smaller instance, too
+
 
 @pytest.mark.parametrize("instance", INSTANCES)
 def test_every_reachable_state_of_a_replicated_partition_is_good(instance: str) -> None:
@@ -16,8 +18,8 @@ def test_every_reachable_state_of_a_replicated_partition_is_good(instance: str) 
 
 @pytest.mark.parametrize("rule", replication.RULES)
 def test_each_rule_of_replication_is_needed(rule: str) -> None:
-    rules = frozenset(replication.RULES) - {rule}
-    assert any(search(Replication(rules, start), 5_000_000)[1] for start in INSTANCES.values()), rule
+    rules, instance = frozenset(replication.RULES) - {rule}, "two failures" if rule in OF_DEATHS else "out and in again"
+    assert search(Replication(rules, INSTANCES[instance]), 5_000_000)[1], rule
 
 
 def test_every_reachable_state_of_the_quorum_is_good() -> None:
