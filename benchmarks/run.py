@@ -19,6 +19,7 @@ import bench_one
 import bench_open
 import bench_poll
 import bench_processes
+import bench_replication
 import bench_send
 import bench_size
 import bench_start
@@ -35,6 +36,7 @@ GROUPS: list[Group] = [
     bench_processes.GROUP,
     bench_groups.GROUP,
     bench_transactions.GROUP,
+    bench_replication.GROUP,
     bench_latency.GROUP,
     bench_fsync.GROUP,
     bench_start.GROUP,
