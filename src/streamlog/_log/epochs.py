@@ -71,7 +71,7 @@ def from_headers(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs
     return Epochs(entries)
 
 
-def save(fs: FileSystem, directory: str, epochs: Epochs) -> None:
-    """Write the checkpoint (derived: a crash leaves the old one, which then does not agree and is not used)."""
+def save(fs: FileSystem, directory: str, epochs: Epochs, *, synced: bool = True) -> None:
+    """Write the checkpoint (derived: a crash leaves the old one, or none that is whole, which then does not agree and is not used)."""
     path = f"{directory}/{names.LEADER_EPOCHS}"
-    files.write_whole(fs, path, checkpoint.encode(epochs.entries), temporary=f"{path}{names.TEMPORARY}")
+    files.write_whole(fs, path, checkpoint.encode(epochs.entries), temporary=f"{path}{names.TEMPORARY}", synced=synced)

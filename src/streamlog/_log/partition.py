@@ -391,7 +391,7 @@ class PartitionLog(Log):
             self._known = b""
             raise
         try:
-            epochs.save(self.fs, self.directory, epochs.Epochs([*known, (epoch, start)]))
+            epochs.save(self.fs, self.directory, epochs.Epochs([*known, (epoch, start)]), synced=False)
         except StorageFullError:
             pass  # derived: it is read from the segments' headers then
 

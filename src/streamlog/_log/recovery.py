@@ -263,7 +263,7 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     _store_words(log, SegmentView(fs, directory, offset), SEGMENT_HEADER_SIZE, offset)
     _, words[OPEN] = aborted.recover(log, max(offset - 1, 0))  # the segment that ends here may have entries of later markers
     words[DIRTY] = 0
-    epochs.save(fs, directory, epochs.Epochs([*known, (epoch, epoch_start)]))
+    epochs.save(fs, directory, epochs.Epochs([*known, (epoch, epoch_start)]), synced=False)
 
 
 def rewrite_in_place(log: PartitionLog) -> None:

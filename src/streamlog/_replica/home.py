@@ -163,7 +163,7 @@ class Home:
         return Quorum(
             self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
             lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_usable, self.config.replica_lag_time_max_ms,
-            lock,
+            lock, self.clock.now_ms,
         )  # fmt: skip
 
     def voters(self) -> list[int]:

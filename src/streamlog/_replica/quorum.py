@@ -32,7 +32,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import Pending
 from streamlog._log.state import DIRECTORY, EPOCH, HWM
-from streamlog._os import files, locks
+from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica import leadership
@@ -50,6 +50,7 @@ class Quorum(Replicas):
     def __init__(
         self, fs: FileSystem, topic_id: bytes, slot: Slot, lock_file: LockFile, lock_byte: int, on: Callable[[int], PartitionLog],
         voters: Callable[[], list[int]], usable: Callable[[int], bool], longest_ms: int, lock: ByteLock,
+        now_ms: Callable[[], int],
     ) -> None:  # fmt: skip
         """`lock` is the metadata lock; `voters` are all copies, `usable` says of which a write may be expected.
 
@@ -57,7 +58,7 @@ class Quorum(Replicas):
         """
         super().__init__(names.METADATA_TOPIC, topic_id, 0, slot, lock_file, lock_byte, on)
         self.fs, self.voters, self._usable = fs, voters, usable
-        self._longest, self._metadata_lock = longest_ms / 1000, lock
+        self._longest, self._metadata_lock, self._now_ms = longest_ms / 1000, lock, now_ms
         self._back: set[int] = set()  # copies of brokers that are about to be online again
         self._busy: set[int] = set()  # copies whose disk has not answered yet
         self.failures: dict[int, Exception] = {}
@@ -85,15 +86,12 @@ class Quorum(Replicas):
 
         Raises: NotEnoughReplicasError, StorageFullError: nobody knows whether they will count.
         """
-        deadline = monotonic() + timeout
-        while True:
-            place = self.leadership[PLACE]
-            try:
-                self._on_leader(place, partial(self.write, batch, place, left(deadline)), deadline)
-                self._commit(place, deadline)
-                return
-            except _LeaderFailedError:
-                self._begin_epoch(deadline)
+        deadline, place = monotonic() + timeout, self.leadership[PLACE]
+        try:
+            self._on_leader(place, partial(self.write, batch, place, left(deadline)), deadline)
+            self._commit(place, deadline)
+        except _LeaderFailedError:
+            self._begin_epoch(deadline, batch)
 
     def wait_synced(self, batch: Pending, timeout: float) -> None:
         """`append` did so."""
@@ -105,18 +103,15 @@ class Quorum(Replicas):
         """Commit what a writer that died left behind; begin a controller epoch where there is none, or the copy that leads is gone."""
         deadline = monotonic() + timeout
         self.failures.clear()
-        while True:
-            try:
-                if not self.is_begun() or not self._is_there(self.replica):
-                    self._begin_epoch(deadline)
-                elif self.is_unsettled():
-                    place = self.leadership[PLACE]
-                    self._on_leader(place, partial(self.replica.catch_up, left(deadline)), deadline)
-                    self._commit(place, deadline)
-                return
-            except _LeaderFailedError:
+        try:
+            if not self.is_begun() or not self._is_there(self.replica):
                 self._begin_epoch(deadline)
-                return
+            elif self.is_unsettled():
+                place = self.leadership[PLACE]
+                self._on_leader(place, partial(self.replica.catch_up, left(deadline)), deadline)
+                self._commit(place, deadline)
+        except _LeaderFailedError:
+            self._begin_epoch(deadline)
 
     def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:  # noqa: ARG002
         """Reading the copy that leads failed: another one leads from now on, unless this thread is deciding something just now."""
@@ -230,8 +225,28 @@ class Quorum(Replicas):
 
     # ---- a new controller epoch ------------------------------------------------------------------------------------------------
 
-    def _begin_epoch(self, deadline: float) -> None:
-        """Choose the copy that leads, promise an epoch, and commit a record of it."""
+    def _begin_epoch(self, deadline: float, batch: Pending | None = None) -> None:
+        """Choose the copy that leads, promise an epoch, and commit a record of it; with it a `batch` that another copy did not take."""
+        words = self.leadership
+        while True:
+            place = self._choose(deadline)
+            words[APPLYING] = process.pid()
+            words[PLACE] = place
+            for broker in self.voters():
+                self.on(broker).store_turn()
+            try:
+                for each in (self._first_record(place), batch):
+                    if each is not None:
+                        self._on_leader(place, partial(self.write, each, place, left(deadline)), deadline)
+                self._commit(place, deadline)
+            except _LeaderFailedError:
+                continue  # it is among the failures now: another one
+            words[VERSION] = epoch_of(place)  # only now: who finds it begun may commit what stands in the log
+            words[APPLYING] = 0
+            return
+
+    def _choose(self, deadline: float) -> int:
+        """The place of a new controller: the best copy of a majority that can be read, and an epoch that a majority has promised."""
         answers = self._ask({broker: self._looker(broker, deadline) for broker in self.voters()}, deadline, len(self.voters()))
         seen = {broker: answer for broker, answer in answers.items() if not isinstance(answer, Exception) and broker not in self.failures}
         if len(seen) < self.majority:
@@ -241,20 +256,17 @@ class Quorum(Replicas):
         kept = {broker: seen[broker] for broker, answer in answers.items() if not isinstance(answer, Exception)}
         if len(kept) < self.majority:
             self._refuse(answers, "can be written")
-        leader = max(kept, key=lambda broker: (kept[broker][1:], -broker))
-        words, place = self.leadership, leadership.place(leader, epoch)
-        words[APPLYING] = 1
-        words[PLACE] = place
-        for broker in self.voters():
-            self.on(broker).store_turn()
+        return leadership.place(max(kept, key=lambda broker: (kept[broker][1:], -broker)), epoch)
+
+    def _first_record(self, place: int) -> Pending:
+        """What a controller epoch begins with."""
         import msgpack  # here: 4 ms of a cold start
 
         batch = Pending()
-        batch.attributes, batch.columns = fmt.encode_rows([msgpack.packb(["LeaderChangeRecord", leader, epoch])])
+        batch.attributes, batch.columns = fmt.encode_rows([msgpack.packb(["LeaderChangeRecord", leader_of(place), epoch_of(place)])])
         batch.count = 1
-        self.append(batch, left(deadline))
-        words[VERSION] = epoch_of(words[PLACE])  # only now: who finds it begun may commit what stands in the log
-        words[APPLYING] = 0
+        batch.base_timestamp = batch.max_timestamp = self._now_ms()
+        return batch
 
     def _looker(self, broker: int, deadline: float) -> Callable[[], tuple[int, int, int]]:
         def look() -> tuple[int, int, int]:
