@@ -40,7 +40,6 @@ class Replicas(RuleBasedStateMachine):
         self.seen: list[bytes] = []  # what a reader could see, by offset
         self.leaders: dict[int, int] = {}
         self.intact = {0, 1, 2}  # brokers that have not lost acknowledged bytes
-        self.rotten: set[int] = set()  # with damage that nobody has found yet
         self.open()
         self.cluster.create_topic("t", replication_factor=3, min_insync_replicas=min_in_sync, segment_bytes=4096)
         self.begun = True
@@ -143,23 +142,25 @@ class Replicas(RuleBasedStateMachine):
             file.seek(at)
             file.write(bytes([data[at] ^ 1 << bit]))
         self.intact.discard(broker)
-        self.rotten.add(broker)
         self.scrub()
 
     def scrub(self) -> None:
         """Whoever is online is read, and repaired."""
         try:
             self.cluster.repair()
-            self.rotten -= {each.broker for each in self.cluster.brokers() if each.state == "online"}
         except (StreamlogError, OSError):
             pass
 
     def others_have_it(self, state, broker: int) -> bool:  # type: ignore[no-untyped-def]
-        may_lead = ({*state.in_sync, *state.eligible} & self.intact) - self.rotten - {broker}
-        return any(self.has_all(other) for other in may_lead)
+        return any(self.has_all(other) for other in ({*state.in_sync, *state.eligible} & self.intact) - {broker})
 
     def has_all(self, broker: int) -> bool:
-        return bool(self.log.on(broker).words[HWM] >= self.log.high_watermark)
+        """Whether a replica can be read up to the high watermark: damage that nobody has found yet is damage."""
+        log = self.log
+        try:
+            return bool(len(self.read(log.on(broker), log.high_watermark)) >= max(log.high_watermark, len(self.seen)))
+        except (StreamlogError, OSError):
+            return False
 
     @rule()
     def reboot(self) -> None:
@@ -192,9 +193,13 @@ class Replicas(RuleBasedStateMachine):
         self.refresh_intact(log)
 
     def visible(self, log) -> list[bytes]:  # type: ignore[no-untyped-def]
+        return self.read(log, log.high_watermark)
+
+    @staticmethod
+    def read(log, end: int) -> list[bytes]:  # type: ignore[no-untyped-def]
         found: list[bytes] = []
         reader = LogReader(log, 0, timeout=1.0)
-        while reader.offset < log.high_watermark and (batch := reader.next()) is not None:
+        while reader.offset < end and (batch := reader.next()) is not None:
             values = batch.columns().values
             assert values is not None
             found += values.to_list()
@@ -203,7 +208,7 @@ class Replicas(RuleBasedStateMachine):
     def refresh_intact(self, log) -> None:  # type: ignore[no-untyped-def]
         """Who is in sync has what was acknowledged."""
         if log.leadership[HWM] == len(self.seen):
-            self.intact |= set(log.state.in_sync) - self.rotten
+            self.intact |= {broker for broker in log.state.in_sync if broker in self.intact or self.has_all(broker)}
 
     def teardown(self) -> None:
         if not getattr(self, "begun", False):

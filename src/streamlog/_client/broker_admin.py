@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.inputs import topic_partition
 from streamlog._format import names
+from streamlog._log.state import HWM
 from streamlog._os import files
 from streamlog._replica import administration
 from streamlog._replica.home import Home
@@ -95,7 +96,7 @@ def reassignments(home: Home) -> list[Reassignment]:
         if state.target:
             log = home.replicated(home.metadata.by_id[key[0]], key[1], 60.0)
             end = log.high_watermark
-            missing = sum(max(0, end - log.on(broker).words[0]) for broker in state.target)
+            missing = sum(max(0, end - log.on(broker).words[HWM]) for broker in state.target)
             found.append(Reassignment(*public(home, key), state.replicas, state.target, missing))
     return found
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     Key = tuple[bytes, int]
 
 from streamlog._format import names
+from streamlog._log.state import HWM
 from streamlog._os import files
 from streamlog._os.clock import left, monotonic, sleep
 from streamlog._os.locks import under
@@ -235,7 +236,7 @@ def _progress(home: Home, logs: Mapping[Key, ReplicatedLog], targets: Mapping[Ke
         end = log.high_watermark
         for broker in targets[key]:
             total += end
-            done += min(end, log.on(broker).words[0]) if broker in home.metadata.brokers else 0
+            done += min(end, log.on(broker).words[HWM]) if broker in home.metadata.brokers else 0
     return done, total
 
 
@@ -301,9 +302,9 @@ def repair(home: Home, timeout: float) -> dict[str, int]:
                 continue
             error = log.damage_of(broker, left(deadline))
             if error is not None:
-                before = log.on(broker).words[0]
+                before = log.on(broker).words[HWM]
                 home.controller.damaged(log, broker, error, left(deadline))
-                kept = log.on(broker).words[0]
+                kept = log.on(broker).words[HWM]
                 home.controller.bring_in(log, broker, left(deadline))
                 repaired[f"{log.name} on broker {broker}"] = before - kept
     for broker in sorted(home.controller.alive()):

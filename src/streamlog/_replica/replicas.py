@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-from streamlog._format.batch import CONTROL, NO_PRODUCER, Batch
+from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, Batch
 from streamlog._format.control import is_commit
 from streamlog._log import recovery
 from streamlog._log.log import Log
 from streamlog._log.partition import PartitionLog, Pending
 from streamlog._log.producer_state import BehindError
 from streamlog._log.reader import LogReader
-from streamlog._log.state import ALIGNED, END, EPOCH, HWM, Slot
+from streamlog._log.state import ALIGNED, BELL, END, EPOCH, HWM, Slot
 from streamlog._os import locks
 from streamlog._os.locks import LEADERSHIP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
@@ -43,7 +43,7 @@ class Copy(Pending):
         self.attributes, self.count, self.base_offset = batch.attributes, batch.count, batch.base_offset
         self.base_timestamp, self.max_timestamp, self.uncompressed = batch.base_timestamp, batch.max_timestamp, batch.uncompressed
         if isinstance(batch, Batch):
-            self.columns: Any = batch.data[-batch.length + 80 :] if batch.length > 80 else b""
+            self.columns: Any = batch.data[BATCH_HEADER_SIZE:]
             self.epoch, producer = batch.leader_epoch, (batch.producer_id, batch.base_sequence, batch.producer_epoch)
             self.producer = NO_PRODUCER if producer == NO_PRODUCER else producer
             self.commit = bool(batch.attributes & CONTROL) and is_commit(batch)
@@ -63,7 +63,7 @@ class Replicas(Log):
         self.slot, self.shown = slot, slot.words
         self.leadership = slot.words
         self.bell = Bell(slot.page, slot.bell_index)
-        self._halves, self._flag = slot.halves, 2 * 1 + 1
+        self._halves, self._flag = slot.halves, 2 * BELL + 1
         self.lock = ByteLock(lock_file, lock_byte, LEADERSHIP, lambda: locks.describe(f"leadership of {self.name}", self.leadership, APPLYING))
         self._replicas: dict[int, PartitionLog] = {}
         self._make_replica = on
