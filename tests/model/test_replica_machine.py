@@ -141,8 +141,11 @@ class Replicas(RuleBasedStateMachine):
         with open(path, "r+b") as file:
             file.seek(at)
             file.write(bytes([data[at] ^ 1 << bit]))
-        self.intact.discard(broker)
         self.scrub()
+        if not self.has_all(broker):  # who is out, or cannot be repaired now, may become the last one that is left: no rot there
+            with open(path, "r+b") as file:
+                file.seek(at)
+                file.write(data[at : at + 1])
 
     def scrub(self) -> None:
         """Whoever is online is read, and repaired."""

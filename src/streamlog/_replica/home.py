@@ -162,7 +162,7 @@ class Home:
         lock_byte = names.lock_bytes(metadata_log.TOPIC_ID) + 2
         return Quorum(
             self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
-            lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_usable, self.config.replica_lag_time_max_ms,
+            lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_out, self.config.replica_lag_time_max_ms,
             lock, self.clock.now_ms,
         )  # fmt: skip
 
@@ -171,12 +171,11 @@ class Home:
         found = sorted(self.metadata.brokers or self.brokers)
         return [*found, leadership.HOME] if len(found) == 2 else found
 
-    def _is_usable(self, broker: int) -> bool:
-        known = self.metadata.brokers.get(broker)
-        opened = self.brokers.get(broker)
+    def _is_out(self, broker: int) -> str:
+        known, opened = self.metadata.brokers.get(broker), self.brokers.get(broker)
         if opened is not None and opened.lock_file is None:
-            return False
-        return known is None or known.is_online
+            return metadata_log.STOPPED  # nothing is written to what could not be opened
+        return "" if known is None or known.is_online else known.state
 
     def _make_home_copy(self) -> None:
         directory = self.directory(names.METADATA_TOPIC, 0, leadership.HOME)

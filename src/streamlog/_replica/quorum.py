@@ -49,15 +49,16 @@ class Quorum(Replicas):
 
     def __init__(
         self, fs: FileSystem, topic_id: bytes, slot: Slot, lock_file: LockFile, lock_byte: int, on: Callable[[int], PartitionLog],
-        voters: Callable[[], list[int]], usable: Callable[[int], bool], longest_ms: int, lock: ByteLock,
+        voters: Callable[[], list[int]], is_out: Callable[[int], str], longest_ms: int, lock: ByteLock,
         now_ms: Callable[[], int],
     ) -> None:  # fmt: skip
-        """`lock` is the metadata lock; `voters` are all copies, `usable` says of which a write may be expected.
+        """`lock` is the metadata lock; `voters` are all copies, `is_out` says of which nothing can be expected: that they "failed",
+        or are "stopped"; empty: neither.
 
         A disk that does not answer for `longest_ms` hangs.
         """
         super().__init__(names.METADATA_TOPIC, topic_id, 0, slot, lock_file, lock_byte, on)
-        self.fs, self.voters, self._usable = fs, voters, usable
+        self.fs, self.voters, self._is_out = fs, voters, is_out
         self._longest, self._metadata_lock, self._now_ms = longest_ms / 1000, lock, now_ms
         self._back: set[int] = set()  # copies of brokers that are about to be online again
         self._busy: set[int] = set()  # copies whose disk has not answered yet
@@ -153,8 +154,11 @@ class Quorum(Replicas):
 
             return work
 
-        wanted = {broker: follow(broker) for broker in self.voters() if broker == leader_of(place) or broker in self._back or self._usable(broker)}
-        answers = self._ask(wanted, deadline, self.majority)
+        out = {broker: self._is_out(broker) for broker in self.voters() if broker != leader_of(place) and broker not in self._back}
+        wanted = [broker for broker in self.voters() if not out.get(broker)]
+        if len(wanted) < self.majority:  # what failed may work again by now
+            wanted = [broker for broker in self.voters() if out.get(broker) != "stopped"]
+        answers = self._ask({broker: follow(broker) for broker in wanted}, deadline, self.majority)
         if leader_of(place) in answers and isinstance(answers[leader_of(place)], Exception):
             raise _LeaderFailedError
         done = [broker for broker, answer in answers.items() if not isinstance(answer, Exception)]
