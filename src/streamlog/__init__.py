@@ -12,7 +12,8 @@
 
 A **cluster** is a directory that any number of processes have open at once; each may be killed at any instant without harm.  A **topic**
 has **partitions**; a partition is a log of records, each with an **offset**, kept in **segment** files.
-Consumers with a ``group_id`` share partitions and commit how far they are.
+Consumers with a ``group_id`` share partitions and commit how far they are.  With ``brokers=3``, or their directories, a
+partition has **replicas** in several of them: a leader, followers, in-sync sets, as in Kafka.
 
 Durability: under "os" (the default) an acknowledged record survives the death of any process, and may be lost at a power cut; under
 "fsync" it is on the disk.  Limits: a record and a batch of 1 MiB unless configured, 10,000 partitions a topic.  Local file systems only.  After

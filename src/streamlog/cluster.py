@@ -75,6 +75,7 @@ def open(  # noqa: A001  (streamlog.open is the contract)
     ClusterConfig(options)
     place = _Place(location, unsafe_filesystem=unsafe_filesystem, brokers=brokers)
     if isinstance(place.brokers, list):
+        _check_apart(place.brokers, place.path)
         from streamlog._client import broker_admin
 
         broker_admin.warn_of_shared_devices(place.path, place.brokers)
@@ -121,10 +122,22 @@ def _checked_brokers(brokers: Any) -> int | list[str] | None:
     texts = [files.path_text(broker) for broker in given]
     if not texts or not all(texts) or len(texts) > MAX_BROKERS:
         raise InvalidConfigError(f"brokers={given!r}: 1 to {MAX_BROKERS} directories are wanted")
+    for text in texts:
+        if "\0" in text or ("://" in text and not text.startswith("file://")):
+            raise InvalidConfigError(f"brokers={given!r}: {text!r} is no directory; brokers are directories of this machine")
     found = [files.absolute(files.from_url(text.removeprefix("file://")) if text.startswith("file://") else text) for text in texts]
-    if len(set(found)) < len(found):
-        raise InvalidConfigError(f"brokers={given!r}: a directory is named twice")
+    _check_apart(found)
     return found
+
+
+def _check_apart(paths: list[str], home: str = "") -> None:
+    """Brokers fail one by one: none is in another, nor is it the home itself.  Raises InvalidConfigError."""
+    for number, path in enumerate(paths):
+        for other in paths[:number]:
+            if path == other or path.startswith(f"{other}/") or other.startswith(f"{path}/"):
+                raise InvalidConfigError(f"brokers {other} and {path}: a directory of its own is wanted for each")
+        if home and (path == home or home.startswith(f"{path}/") or path.startswith(f"{home}/{names.RUN}")):
+            raise InvalidConfigError(f"broker {path}: the cluster's own directory {home} is not a broker; one below it, or elsewhere, can be")
 
 
 def _memory_path(name: str) -> str:
@@ -446,6 +459,7 @@ class Cluster:
             there = [broker.path for broker in self._home.brokers.values()]
             if place[0] in there:
                 raise ConfigurationError(f"{place[0]} is a broker of this cluster already")
+            _check_apart([*there, *place], self._place.path)
             broker_admin.warn_of_shared_devices(self._place.path, [*there, *place])
         if not self._home.is_replicated:
             return self._become_several(place[0] if place else None)

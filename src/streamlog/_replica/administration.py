@@ -26,6 +26,8 @@ from streamlog.errors import (
     ConfigurationError,
     InvalidStateError,
     NotAClusterError,
+    NotEnoughReplicasError,
+    NotLeaderOrFollowerError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
 )
@@ -162,6 +164,8 @@ def reassign(
         if progress is not None:
             progress(*_progress(home, logs, targets))
         if waiting:
+            home.tick()
+            home.controller.probe()
             if monotonic() > deadline:
                 raise StreamlogTimeoutError(f"{len(waiting)} of {len(targets)} partitions are not moved within {timeout:g} s; call it again to go on")
             sleep(_PAUSE)
@@ -204,13 +208,17 @@ def _advance(home: Home, log: ReplicatedLog, state: PartitionState, timeout: flo
     """Let the new replicas catch up; whether all of them are in sync."""
     for broker in state.target:
         if broker not in state.in_sync and broker in home.controller.alive():
-            home.controller.bring_in(log, broker, min(0.2, timeout))
+            try:
+                home.controller.bring_in(log, broker, min(0.2, timeout))
+            except (StreamlogTimeoutError, NotLeaderOrFollowerError, NotEnoughReplicasError):
+                pass  # its lock is taken, it is being elected: the next round
     now = home.metadata.partitions.get((log.topic_id, log.partition))
     return now is not None and set(now.target) <= set(now.in_sync)
 
 
 def _end_move(home: Home, key: Key, timeout: float) -> None:
     dropped: list[int] = []
+    home.controller.pay_debts([key], timeout)
 
     def decide() -> dict[Key, PartitionState]:
         state = home.metadata.partitions.get(key)

@@ -12,7 +12,7 @@ from streamlog._os import files, process
 from streamlog._os.files import FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica.metadata import TOPIC_ID
-from streamlog.errors import NotAClusterError, StreamlogTimeoutError
+from streamlog.errors import NotAClusterError, StorageError, StreamlogTimeoutError
 
 _PROBE = "probe"
 _LEFT_OVERS = {"lost+found", names.LOCK, names.partition(names.METADATA_TOPIC, 0)}  # of a file system, or of a making that was cut short
@@ -99,6 +99,16 @@ def make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> 
 
     Commit step: `meta.properties`, or the directory, takes its name.  Raises NotAClusterError where something else is there.
     """
+    try:
+        return _make(fs, path, number, cluster_id, like)
+    except OSError as error:
+        files.remove_tree(f"{path}.{process.pid()}{names.TEMPORARY}")
+        if isinstance(error, StorageError):
+            raise
+        raise NotAClusterError(f"{path} cannot become a broker: {error.strerror or error}") from None
+
+
+def _make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> str:
     in_place = files.is_directory(path)  # made beforehand: perhaps a mount point, which nothing can take the place of
     made = path if in_place else f"{path}.{process.pid()}{names.TEMPORARY}"
     metadata = f"{made}/{names.partition(names.METADATA_TOPIC, 0)}"

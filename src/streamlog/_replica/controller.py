@@ -23,16 +23,15 @@ from streamlog._replica.election import NOBODY, PartitionState
 from streamlog._replica.leadership import PLACE, VERSION, leader_of
 from streamlog._replica.metadata import FAILED, ONLINE, STOPPED
 from streamlog.errors import (
-    CorruptRecordError,
     InvalidStateError,
     NotEnoughReplicasError,
     StorageError,
     StorageFullError,
     StreamlogError,
     UnknownTopicOrPartitionError,
-    UnsupportedFormatError,
 )
 
+_METADATA = 10.0  # seconds for what is decided on the way: slow disks are no reason to give up half-way
 _FIRST_PROBE, _LAST_PROBE = 0.1, 30.0  # seconds between probes of a failed broker, doubling
 
 
@@ -89,9 +88,27 @@ class Controller:
         log = self._home.replicated(self._metadata.by_id[key[0]], key[1], 1.0)
         return max((log.on(broker).words[EPOCH] for broker in state.replicas), default=0)
 
+    def _reconcile(self, keys: Iterable[tuple[bytes, int]]) -> None:
+        """Under the metadata lock, all folded: who was counted to join, and did not, is not counted any more."""
+        for key in keys:
+            self._home.replicated(self._metadata.by_id[key[0]], key[1], _METADATA).count_as_written(_METADATA)
+
+    def _without_short(self, key: tuple[bytes, int], state: PartitionState) -> PartitionState:
+        """The state without members that end below what was shown: they may not lead, whatever the metadata say of them."""
+        log = self._home.replicated(self._metadata.by_id[key[0]], key[1], _METADATA)
+        if log.leadership[VERSION]:
+            for member in {*state.in_sync, *state.eligible} - {state.leader}:
+                if log.ends_short(member):
+                    state = election.without(state, member, self._min_in_sync(key), lost=True)
+        return state
+
     def _failed(self, key: tuple[bytes, int], state: PartitionState, broker: int, alive: Collection[int]) -> PartitionState:
         floor = self._floor(key, state) if state.leader == broker else 0
-        return election.failed(state, broker, alive, self._min_in_sync(key), unclean=self._unclean(key), floor=floor)
+        after = election.without(state, broker, self._min_in_sync(key))
+        if state.leader == broker:
+            after = self._without_short(key, after)
+        after = election.elected(after, alive, unclean=self._unclean(key))
+        return election.changed(state, floor, **after._asdict())
 
     def fail(self, broker: int, error: Exception, timeout: float) -> None:
         """A broker's directory cannot be used: it is out, and others lead what it led.
@@ -116,6 +133,7 @@ class Controller:
         if not quorum.is_majority([copy for copy in quorum.voters() if copy in rest or copy not in self._metadata.brokers]):
             out = sorted(set(self._metadata.brokers) - rest - {broker})
             raise InvalidStateError(f"broker {broker} cannot be stopped while {out} are out: a majority of the metadata's copies has to be there")
+        self.pay_debts((key for key, state in list(self._metadata.partitions.items()) if state.leader == broker), timeout)
         self._leave(broker, STOPPED, "stopped", timeout)
         self._home.broker_left(broker)
 
@@ -128,7 +146,8 @@ class Controller:
 
         def decide() -> dict[tuple[bytes, int], PartitionState]:
             alive = self.alive() - {broker}
-            partitions = self._metadata.partitions.items()
+            partitions = [(key, found) for key, found in self._metadata.partitions.items() if broker in (*found.replicas, found.leader)]
+            self._reconcile(key for key, found in partitions if broker not in found.in_sync)
             return {key: self._failed(key, found, broker, alive) for key, found in partitions if broker in (*found.in_sync, found.leader)}
 
         if self._decide(decide, timeout, records) and state == FAILED:
@@ -227,6 +246,7 @@ class Controller:
 
         def decide() -> dict[tuple[bytes, int], PartitionState]:
             state = self._state(key)
+            self._reconcile([key])
             if broker not in (*state.in_sync, state.leader) or state.in_sync == (broker,):
                 return {}  # the only one left: nothing is gained
             return {key: self._failed(key, state, broker, self.alive() - {broker})}
@@ -235,7 +255,10 @@ class Controller:
             _warn("%s: the replica on broker %s left the in-sync set: %s", log.name, broker, reason)
 
     def expand(self, log: ReplicatedLog, broker: int, place: int, timeout: float) -> None:
-        """A follower that has caught up joins the in-sync set: it is counted first, then the metadata say so."""
+        """A follower that has caught up joins the in-sync set: it is counted first, then the metadata say so.
+
+        Whoever decides on the partition next, with all records folded that may come to count, counts as they say (`_reconcile`).
+        """
         key = log.topic_id, log.partition
 
         def decide() -> dict[tuple[bytes, int], PartitionState]:
@@ -244,11 +267,7 @@ class Controller:
                 return {}
             return {key: election.joined(state, broker, self._min_in_sync(key))}
 
-        try:
-            self._decide(decide, timeout)
-        except BaseException:
-            log.count_out(timeout)
-            raise
+        self._decide(decide, max(timeout, _METADATA))  # what fails may count yet: the replica stays counted until somebody knows better
 
     def _state(self, key: tuple[bytes, int]) -> PartitionState:
         found = self._metadata.partitions.get(key)
@@ -256,8 +275,8 @@ class Controller:
             raise UnknownTopicOrPartitionError("the topic was deleted")
         return found
 
-    def damaged(self, log: ReplicatedLog, broker: int, error: CorruptRecordError | UnsupportedFormatError, timeout: float) -> None:
-        """Bytes of a replica rotted: it leaves the in-sync set, is cut before the damage, and copies the rest from another one.
+    def damaged(self, log: ReplicatedLog, broker: int, error: Exception, timeout: float) -> None:
+        """Bytes of a replica rotted, or its directory is gone though the broker's is not: it leaves the in-sync set, is cut before the damage, and copies the rest from another one.
 
         Raises: the error, where it is the only one that has the records.
         """
@@ -269,7 +288,7 @@ class Controller:
             state = self._state(key)
             if not any(member != broker for member in state.in_sync):
                 raise error
-            after = election.without(state, broker, self._min_in_sync(key), lost=True)
+            after = self._without_short(key, election.without(state, broker, self._min_in_sync(key), lost=True))
             after = election.elected(after, self.alive() - {broker}, unclean=False)
             return {key: election.changed(state, self._floor(key, state) if state.leader == broker else 0, **after._asdict())}
 
@@ -277,6 +296,13 @@ class Controller:
         _warn("%s: the replica on broker %s is damaged, and copied anew from there on: %s", log.name, broker, error)
         log.discard_from_damage(broker, error, timeout)
         self._home.fetcher.owe(log)
+
+    def pay_debts(self, keys: Iterable[tuple[bytes, int]], timeout: float) -> None:
+        """Before leaders move on purpose: copy what was acknowledged by them alone (acks=1).  What comes in between may be lost."""
+        for key in keys:
+            topic = self._metadata.by_id.get(key[0])
+            if topic is not None:
+                self._home.replicated(topic, key[1], timeout).pay(1.0)
 
     # ---- elections -----------------------------------------------------------------------------------------------------------------
 
@@ -287,7 +313,7 @@ class Controller:
 
         def decide() -> dict[tuple[bytes, int], PartitionState]:
             state = self._state(key)
-            after = election.elected(state, self.alive(), unclean=self._unclean(key))
+            after = election.elected(self._without_short(key, state), self.alive(), unclean=self._unclean(key))
             return {} if after.leader == state.leader else {key: election.changed(state, self._floor(key, state), **after._asdict())}
 
         if leader_of(log.leadership[PLACE]) == NOBODY:
@@ -296,6 +322,7 @@ class Controller:
     def elect(self, keys: Iterable[tuple[bytes, int]], timeout: float, *, unclean: bool) -> dict[tuple[bytes, int], int]:
         """Preferred leaders for partitions; `unclean`: for those without a leader any replica that lives.  Returns who leads now."""
         wanted = list(keys)
+        self.pay_debts((key for key in wanted if self._state(key).leader not in (NOBODY, self._state(key).replicas[0])), timeout)
 
         def decide() -> dict[tuple[bytes, int], PartitionState]:
             changes = {}
@@ -303,7 +330,7 @@ class Controller:
                 state = self._state(key)
                 if unclean and state.leader != NOBODY:
                     continue
-                after = election.elected(state, self.alive(), unclean=unclean, preferred=not unclean)
+                after = election.elected(self._without_short(key, state), self.alive(), unclean=unclean, preferred=not unclean)
                 changes[key] = election.changed(state, self._floor(key, state) if after.leader != state.leader else 0, **after._asdict())
             return changes
 

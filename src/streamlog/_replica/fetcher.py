@@ -62,6 +62,11 @@ class Fetcher:
         self._stopped = True
         self.wake()
 
+    def forget_threads(self) -> None:
+        """In a forked child: the thread, and who held the locks, are the parent's."""
+        self._gate, self._starting = allocate_lock(), allocate_lock()
+        self._runs, self._stopped = False, True
+
     def _run(self) -> None:
         next_round, last_work = monotonic() + _ROUND, monotonic()
         while True:

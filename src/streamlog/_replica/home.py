@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import weakref
-from _thread import RLock
+from _thread import RLock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ from streamlog.errors import (
     DiskFailedError,
     InvalidStateError,
     NotAClusterError,
+    NotLeaderOrFollowerError,
     StorageError,
     StreamlogError,
     StreamlogTimeoutError,
@@ -55,6 +56,7 @@ _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafk
 _STATE_PAGES = 4
 _MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
 _OPEN_LOGS = 80  # up to three descriptors each (H11)
+_OPEN_SOURCES = 48  # a descriptor each
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
 _NOTICE = 3.0  # seconds in which others notice that a broker's directory is not there any more
 _SAVE = 5.0  # seconds between checkpoints (Kafka's replica.high.watermark.checkpoint.interval.ms)
@@ -88,6 +90,7 @@ class Home:
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
         self._open_logs: dict[PartitionLog, None] = {}
+        self._sources: dict[tuple[ReplicatedLog, int], None] = {}
         self.cluster_id = ""
         self._description = Description("", {}, {})
         self.brokers: dict[int, Broker] = {}
@@ -192,6 +195,7 @@ class Home:
         if not metadata.brokers:
             metadata.write(timeout, self._first_records)
         metadata.written = self._after_write
+        self.follow_brokers()
         for number, error in unopened.items():
             until = monotonic() + min(timeout, _NOTICE)
             while number in self.controller.alive() and len(self.processes()) > 1 and not self._opens(number):
@@ -331,9 +335,18 @@ class Home:
         metadata = self.metadata
         brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
         found = Description(self.cluster_id, dict(metadata.cluster_config), brokers)
-        if found != self._description:
-            description.write(self.fs, self.path, found)
-            self._description, self.config = found, ClusterConfig(found.config)
+        if found == self._description or get_ident() in locks.inside:
+            return
+        try:
+            under(metadata._lock, 1.0, self._write_description)
+        except (StreamlogError, OSError):
+            return  # derived: the next look tries again
+        self._description, self.config = found, ClusterConfig(found.config)
+
+    def _write_description(self) -> None:
+        metadata = self.metadata
+        brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
+        description.write(self.fs, self.path, Description(self.cluster_id, dict(metadata.cluster_config), brokers))
 
     def _read_description(self) -> None:
         self._description = description.read(self.fs, self.path)
@@ -366,6 +379,10 @@ class Home:
 
     def directory(self, topic: str, partition: int, broker: int = 0) -> str:
         """Where a replica's files are."""
+        if broker != leadership.HOME and broker not in self.brokers:
+            self.follow_brokers()
+            if broker not in self.brokers:
+                raise NotLeaderOrFollowerError(f"broker {broker} was retired")
         place = self.path if broker == leadership.HOME else self.brokers[broker].path
         return f"{place}/{names.partition(topic, partition)}"
 
@@ -486,6 +503,16 @@ class Home:
         self.metadata.write(timeout, decide, take)
         return found[0]
 
+    def reads_for(self, log: ReplicatedLog, follower: int) -> None:
+        """A leader's file is mapped for a follower: beyond `_OPEN_SOURCES` the one that was so longest ago is let go (H11)."""
+        key = log, follower
+        self._sources.pop(key, None)
+        self._sources[key] = None
+        if len(self._sources) > _OPEN_SOURCES:
+            oldest = next(iter(self._sources), key)
+            self._sources.pop(oldest, None)
+            oldest[0].forget_sources(oldest[1])
+
     def release_topic(self, topic_id: bytes) -> None:
         """Close a topic's files."""
         with self._lock:
@@ -495,11 +522,13 @@ class Home:
                     for replica in _replicas(log):
                         self._open_logs.pop(replica, None)
                     log.release_files()
+                for key in [key for key in list(self._sources) if key[0].topic_id == topic_id]:
+                    self._sources.pop(key, None)
 
     def refresh(self, timeout: float) -> None:
         """Fold the metadata, and let go of topics that were deleted."""
         self.metadata.refresh(timeout)
-        if self.is_replicated and len(self.metadata.brokers) != len(self.brokers):
+        if self.is_replicated and self.metadata.brokers.keys() != self.brokers.keys():
             self.follow_brokers()
         for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
             if topic_id != metadata_log.TOPIC_ID:
@@ -781,6 +810,7 @@ _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for home in list(_homes):
         home._lock = RLock()
+        home.fetcher.forget_threads()
         home.closed = "it belongs to the process that this one was forked from"
         home.abandon()
     _homes.clear()

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.partition import Pending
-from streamlog._log.state import DIRECTORY, EPOCH, HWM
+from streamlog._log.state import DIRECTORY, EPOCH, FAILED, HWM
 from streamlog._os import files, locks, process
-from streamlog._os.clock import left, monotonic
+from streamlog._os.clock import left, monotonic, sleep
 from streamlog._os.locks import under
 from streamlog._replica import leadership
 from streamlog._replica.leadership import APPLYING, PLACE, STABLE, VERSION, epoch_of, leader_of
@@ -41,6 +41,7 @@ from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import DiskFailedError, NotEnoughReplicasError, StorageFullError, StreamlogError, StreamlogTimeoutError
 
 _BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, PermissionError)
+_PAUSE = 0.002  # seconds
 _PATIENCE = 1.0  # seconds that a copy's disk is waited for once a majority has answered
 
 
@@ -61,7 +62,7 @@ class Quorum(Replicas):
         self.fs, self.voters, self._is_out = fs, voters, is_out
         self._longest, self._metadata_lock, self._now_ms = longest_ms / 1000, lock, now_ms
         self._back: set[int] = set()  # copies of brokers that are about to be online again
-        self._busy: set[int] = set()  # copies whose disk has not answered yet
+        self._busy: dict[int, float] = {}  # copies whose disk has not answered yet, and since when it is asked
         self.failures: dict[int, Exception] = {}
         """What went wrong with copies since somebody looked."""
 
@@ -80,7 +81,8 @@ class Quorum(Replicas):
 
     def is_begun(self) -> bool:
         """Whether a controller epoch was begun since the boot: the high watermark counts."""
-        return bool(self.leadership[VERSION]) and not self.leadership[APPLYING]
+        words = self.leadership
+        return bool(words[VERSION]) and not words[APPLYING] and leader_of(words[PLACE]) in self.voters()
 
     def append(self, batch: Pending, timeout: float) -> None:
         """Write records; they are on the disks of a majority when this returns.
@@ -144,10 +146,12 @@ class Quorum(Replicas):
 
         def follow(broker: int) -> Callable[[], None]:
             def work() -> None:
+                copy = self.on(broker)
                 if broker != leader_of(place):
+                    if copy.words[FAILED]:
+                        under(copy.lock, left(deadline), copy.revive)  # a sync failed once: what it should have covered is written anew
                     while not self.fetch(broker, place, left(deadline)):
                         pass
-                copy = self.on(broker)
                 copy.sync(left(deadline))
                 if not self._is_there(copy):
                     raise DiskFailedError(f"{copy.directory} is gone")
@@ -201,15 +205,19 @@ class Quorum(Replicas):
             except Exception as error:  # told to who asked
                 answers[broker] = error
             finally:
-                self._busy.discard(broker)
+                self._busy.pop(broker, None)
                 try:
                     gate.release()
                 except RuntimeError:
                     pass
 
+        while sum(broker not in self._busy for broker in wanted) < min(enough, len(wanted)) and monotonic() < deadline:
+            if all(self._hangs(broker) for broker in wanted if broker in self._busy):
+                break
+            sleep(_PAUSE)  # slow, or asked by another call that gave up
         asked = [broker for broker in wanted if broker not in self._busy]
         for broker in asked:
-            self._busy.add(broker)
+            self._busy[broker] = monotonic()
             start_new_thread(run, (broker, wanted[broker]))
         until = min(deadline, monotonic() + self._longest)
         late = until
@@ -222,10 +230,15 @@ class Quorum(Replicas):
         found = dict(answers)
         for broker in wanted:
             if broker not in found:
-                self.failures[broker] = DiskFailedError(f"the disk of {_name(broker)} does not answer")
+                if self._hangs(broker):
+                    self.failures[broker] = DiskFailedError(f"the disk of {_name(broker)} does not answer")
             elif isinstance(found[broker], _BROKEN):
                 self.failures[broker] = found[broker]
         return found
+
+    def _hangs(self, broker: int) -> bool:
+        """Whether a copy's disk has not answered for so long that it counts as failed."""
+        return broker in self._busy and monotonic() - self._busy[broker] >= 0.9 * self._longest
 
     # ---- a new controller epoch ------------------------------------------------------------------------------------------------
 
@@ -236,8 +249,8 @@ class Quorum(Replicas):
             place = self._choose(deadline)
             words[APPLYING] = process.pid()
             words[PLACE] = place
-            for broker in self.voters():
-                self.on(broker).store_turn()
+            for copy in {*self._replicas.values(), *map(self.on, self.voters())}:
+                copy.store_turn()
             try:
                 for each in (self._first_record(place), batch):
                     if each is not None:

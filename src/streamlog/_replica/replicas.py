@@ -123,14 +123,25 @@ class Replicas(Log):
         leader = self.replica
         return leader.is_unsettled() or leader.words[HWM] > self.leadership[HWM]
 
+    def forget_sources(self, follower: int = -1) -> None:
+        """Let go of what is mapped of the leader's log for one follower, or for all."""
+        for broker in [follower] if follower >= 0 else list(self._sources):
+            reader = self._sources.pop(broker, None)  # nobody has it then
+            if reader is not None:
+                reader.release()
+
+    def reading(self, follower: int) -> None:
+        """A leader's file was mapped for a follower: whoever counts them may have another one let go (H11)."""
+
     def close(self) -> None:
         """Close the files; nobody uses the log any more."""
+        self.forget_sources()
         for replica in list(self._replicas.values()):
             replica.close()
 
     def release_files(self) -> bool:
         """Close the files of all replicas where no thread of this process is inside."""
-        self._sources.clear()
+        self.forget_sources()
         released = [replica.release_files() for replica in list(self._replicas.values())]
         return all(released)
 
@@ -250,6 +261,7 @@ class Replicas(Log):
             copies.append(Copy(found))
             size += found.length
         self._sources[broker] = reader
+        self.reading(broker)
         return copies
 
     def _copy(self, follower: PartitionLog, place: int, copies: list[Copy]) -> None:

@@ -87,6 +87,10 @@ class ReplicatedLog(Replicas):
         self._key = topic_id, partition
         self._lagging: dict[int, float] = {}  # since when an append waits for a follower's lock (monotonic s)
 
+    def reading(self, follower: int) -> None:
+        """Of the leaders' files that are mapped for followers, only so many stay so."""
+        self._home.reads_for(self, follower)
+
     # ---- the leadership --------------------------------------------------------------------------------------------------------
 
     @property
@@ -194,14 +198,21 @@ class ReplicatedLog(Replicas):
         words[IN_SYNC] |= 1 << broker
         return True
 
-    def count_out(self, timeout: float) -> None:
-        """The metadata did not take it: the in-sync set is what they say."""
+    def count_as_written(self, timeout: float) -> None:
+        """The in-sync set is what the metadata say.  Under the metadata lock, with nothing left that may come to count."""
 
         def reset() -> None:
-            if self.leadership[VERSION] == self.state.partition_epoch + 1:
-                self.leadership[IN_SYNC] = leadership.mask(self.state.in_sync)
+            words = self.leadership
+            if words[VERSION] == self.state.partition_epoch + 1 and not words[APPLYING]:
+                words[IN_SYNC] = leadership.mask(self.state.in_sync)
 
-        under(self.lock, timeout, reset)
+        if self.leadership[VERSION] and self.leadership[IN_SYNC] != leadership.mask(self.state.in_sync):
+            under(self.lock, timeout, reset)
+
+    def ends_short(self, broker: int) -> bool:
+        """Whether a replica is known to end below the high watermark."""
+        slot = self.on(broker).words
+        return bool(slot[BOOT] == self.boot and slot[HWM] < self.leadership[HWM])
 
     # ---- append ----------------------------------------------------------------------------------------------------------------
 
@@ -243,9 +254,9 @@ class ReplicatedLog(Replicas):
                     raise StreamlogTimeoutError(f"{self.name}: its leader changes again and again") from None
             except (*BROKEN, *DAMAGED) as error:
                 tries += 1
-                if tries > len(self.state.replicas):
+                if tries > len(self.state.replicas) + 1:
                     raise
-                self._call_for(error, leader_of(place), timeout)
+                self._call_for(error, leader_of(place), place, timeout)
 
     def _write_to_leader(self, batch: Pending, place: int, timeout: float) -> None:
         if batch.acks_all and (count := self.leadership[IN_SYNC].bit_count()) < self.min_in_sync:
@@ -294,7 +305,7 @@ class ReplicatedLog(Replicas):
                 trouble = error
                 self._wait_for(broker, error, 0.0, quietly=True)
             except BROKEN as error:
-                self._call_for(error, broker, 1.0)
+                self._call_for(error, broker, place, 1.0)
                 raise MovedError from None
         return trouble
 
@@ -308,26 +319,28 @@ class ReplicatedLog(Replicas):
         if not quietly:
             raise error
 
-    def _call_for(self, error: Exception, broker: int, timeout: float) -> None:
-        """A disk failed us: the broker is out, or the damaged replica is."""
+    def _call_for(self, error: Exception, broker: int, place: int, timeout: float) -> None:
+        """A disk failed us, in `place`: the broker is out, or its replica is damaged; or the partition has moved, and one looks again."""
         timeout = max(timeout, 10.0)
-        if isinstance(error, DAMAGED):
-            owner = self._owner_of(error.path, broker)
-            if not files.is_directory(self.on(owner).directory):  # nothing rotted
-                gone = DiskFailedError(f"{self.on(owner).directory} is gone")
-                self._call(lambda: self._controller.fail(owner, gone, timeout))
+        owner = self._owner_of(f"{getattr(error, 'path', '')} {getattr(error, 'filename', '')} {error}", broker)
+        if get_ident() not in locks.inside:
+            self._home.refresh(timeout)
+        if self.leadership[PLACE] != place or owner not in self.state.replicas:
+            return
+        opened = self._home.brokers.get(owner)
+        if opened is not None and opened.is_replaced():
+            error = DiskFailedError(f"{opened.path} was removed or replaced: {error}")
+        elif isinstance(error, DAMAGED) or not files.is_directory(self.on(owner).directory):
+            if any(member != owner for member in self.state.in_sync):
+                self._call(lambda: self._controller.damaged(self, owner, error, timeout))
                 return
-            self._call(lambda: self._controller.damaged(self, owner, error, timeout))
-        else:
-            named = self._owner_of(str(getattr(error, "filename", "") or error), broker)
-            self._call(lambda: self._controller.fail(named, error, timeout))
+            if isinstance(error, DAMAGED):
+                raise error
+        self._call(lambda: self._controller.fail(owner, error, timeout))
 
     def _owner_of(self, text: str, otherwise: int) -> int:
         """The broker whose directory an error names."""
-        for broker, replica in self._replicas.items():
-            if f"{replica.directory}/" in text or text.endswith(replica.directory):
-                return broker
-        return otherwise
+        return next((number for number, broker in self._home.brokers.items() if f"{broker.path}/" in text), otherwise)
 
     def _is_there(self, batch: Pending, place: int, timeout: float) -> bool:
         """Whether a batch that was written under a former leader is in the log of the present one (KIP-101)."""
@@ -365,7 +378,7 @@ class ReplicatedLog(Replicas):
         except MovedError:
             return False
         except (*BROKEN, *DAMAGED) as error:
-            self._call_for(error, leader_of(place), timeout)
+            self._call_for(error, leader_of(place), place, timeout)
             return False
         self.ring()
         return bool(self.leadership[HWM] >= end)
@@ -394,7 +407,7 @@ class ReplicatedLog(Replicas):
             except MovedError:
                 pass
             except BROKEN as error:
-                self._call_for(error, leader_of(place), timeout)
+                self._call_for(error, leader_of(place), place, timeout)
             if monotonic() > deadline:
                 raise StreamlogTimeoutError(f"{self.name}: its followers could not be brought up to date within {timeout:g} s")
 
@@ -416,7 +429,7 @@ class ReplicatedLog(Replicas):
         except NotLeaderOrFollowerError:
             pass  # what is below the high watermark can be read as long as the disk is there
         except BROKEN as error:
-            self._call_for(error, self._last_leader, timeout)
+            self._call_for(error, self._last_leader, words[PLACE], timeout)
 
     def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:
         """Reading `replica` failed: have another one lead, and this one repaired, where there is another one."""
@@ -431,7 +444,7 @@ class ReplicatedLog(Replicas):
         if not isinstance(error, (*BROKEN, *DAMAGED)):
             return False
         try:
-            self._call_for(error, broker, timeout)
+            self._call_for(error, broker, place, timeout)
         except NotLeaderOrFollowerError:
             return False
         return self.leadership[PLACE] != place and leader_of(self.leadership[PLACE]) >= 0
@@ -471,7 +484,7 @@ class ReplicatedLog(Replicas):
                             raise MovedError
                         replica.sync(left(deadline))
             except BROKEN as error:
-                self._call_for(error, broker, timeout)
+                self._call_for(error, broker, place, timeout)
                 continue
             except MovedError:
                 if monotonic() > deadline:
@@ -504,10 +517,10 @@ class ReplicatedLog(Replicas):
             if self._owner_of(error.path, broker) == broker:
                 self.discard_from_damage(broker, error, timeout)
             else:
-                self._call_for(error, leader_of(place), timeout)
+                self._call_for(error, leader_of(place), place, timeout)
             return False
         except BROKEN as error:
-            self._call_for(error, broker, timeout)
+            self._call_for(error, broker, place, timeout)
             return False
 
     def revive(self, broker: int, timeout: float) -> bool:
@@ -542,6 +555,7 @@ class ReplicatedLog(Replicas):
             replica = self.on(broker)
             self._replicas.pop(broker, None)
         replica.words[ALIGNED] = 0
+        self.forget_sources()
         replica.close()
         try:
             files.remove_directory(self.fs, replica.directory)
@@ -561,12 +575,18 @@ class ReplicatedLog(Replicas):
             return error if self._is_sound_elsewhere(broker, reader.offset, timeout) else None
         return None
 
-    def discard_from_damage(self, broker: int, error: CorruptRecordError | UnsupportedFormatError, timeout: float) -> None:
-        """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader."""
+    def discard_from_damage(self, broker: int, error: Exception, timeout: float) -> None:
+        """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader.
+
+        One whose directory is gone, in a broker that is there, is made anew.
+        """
         replica = self.on(broker)
-        if broker in self.state.in_sync or not error.path.startswith(f"{replica.directory}/"):
+        if broker in self.state.in_sync:
             return
-        under(replica.lock, timeout, self._discard, replica, error.path.rpartition("/")[2])
+        if not files.is_directory(replica.directory):
+            self.revive(broker, timeout)
+        elif isinstance(error, DAMAGED) and error.path.startswith(f"{replica.directory}/"):
+            under(replica.lock, timeout, self._discard, replica, error.path.rpartition("/")[2])
 
     def _discard(self, replica: PartitionLog, name: str) -> None:
         replica.words[ALIGNED] = 0
