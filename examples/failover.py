@@ -6,6 +6,7 @@ watermark and each replica's log are, over time.
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the whole")
     parser.add_argument("--picture", type=Path, default=Path("failover.png"))
     args = parser.parse_args()
+    logging.getLogger("streamlog").setLevel(logging.ERROR)  # that a broker failed is what this is about
     with tempfile.TemporaryDirectory() as directory:
         return fail_over(Path(directory), args.seconds, args.picture)
 

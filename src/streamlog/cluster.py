@@ -472,14 +472,14 @@ class Cluster:
         if any(not child._closed_reason for child in list(self._children)):
             raise InvalidStateError("the second broker is added while nobody uses the cluster: close its producers and consumers first")
         config, timeout = self._options, self.timeout
-        home.add_second_broker(path)
+        from streamlog._replica import administration
+
+        administration.add_second(home, path)
         self._groups_of_home = self._transactions_of_home = None
         self._options = config
         self._place.brokers = None
         self.timeout = timeout
         self._enter(create=False)
-        from streamlog._replica import administration
-
         administration.spread_internal(self._home, timeout)
         return 1
 

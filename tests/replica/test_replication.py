@@ -589,6 +589,10 @@ def test_bad_input_changes_nothing(place: Path) -> None:
             (lambda: streamlog.open(place / "x", brokers=True), streamlog.ConfigurationError),
             (lambda: streamlog.open(place / "x", brokers="ab"), streamlog.ConfigurationError),
             (lambda: streamlog.open(place / "x", brokers=["/a", "/a"]), streamlog.ConfigurationError),
+            (lambda: streamlog.open(place / "x", brokers=["/a", "/a/b"]), streamlog.ConfigurationError),
+            (lambda: streamlog.open(place / "x", brokers=[place / "x", place / "y"]), streamlog.ConfigurationError),
+            (lambda: cluster.add_broker("memory://"), streamlog.ConfigurationError),
+            (lambda: cluster.add_broker("a\0b"), streamlog.ConfigurationError),
         ):  # fmt: skip
             with pytest.raises(error):
                 call()

@@ -28,12 +28,16 @@ def describe(home: Home) -> list[BrokerDescription]:
     states = list(home.metadata.partitions.values())
     return [
         BrokerDescription(
-            number, home.brokers[number].path, broker.state, broker.reason,
+            number, home.brokers[number].path, broker.state, broker.reason or _trouble(home, number),
             sum(number == state.leader for state in states), sum(number in state.replicas for state in states),
             sum(number in state.in_sync for state in states),
         )
         for number, broker in sorted(home.metadata.brokers.items()) if number in home.brokers
     ]  # fmt: skip
+
+
+def _trouble(home: Home, number: int) -> str:
+    return "" if home.brokers[number].lock_file is not None else "cannot be opened here"
 
 
 def checked(home: Home, broker: Any) -> int:

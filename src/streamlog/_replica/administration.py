@@ -67,6 +67,39 @@ def add(home: Home, path: str | None, timeout: float) -> int:
     return number
 
 
+def add_second(home: Home, path: str | None) -> None:
+    """Make a cluster of one broker one of two.  Nobody else is here; this home is closed when it returns.
+
+    The metadata log is copied to the new copies before they count.  Commit step: `cluster.json`, which names both brokers.
+    Raises: InvalidStateError: others have the cluster open.
+    """
+    if not home.is_last():
+        raise InvalidStateError(f"the second broker is added while nobody else has the cluster open; processes {home.processes()} have")
+    try:
+        place = path or f"{home.path}/{names.broker(1)}"
+        if files.exists(f"{place}/{names.META_PROPERTIES}"):
+            if read_properties(home.fs, place)["cluster.id"] != home.cluster_id:
+                raise NotAClusterError(f"{place} is a broker of another cluster")
+        else:
+            make_broker(home.fs, place, 1, home.cluster_id, home.path)
+        log = home.metadata.log.replica
+        log.sync(60.0)
+        for target in (f"{place}/{log.name}", home.directory(names.METADATA_TOPIC, 0, leadership.HOME)):
+            if files.is_directory(target):
+                files.remove_directory(home.fs, target)
+            home.fs.mkdir(target)
+            for base in log.segments():
+                data = files.read_file(home.fs, f"{log.directory}/{names.log(base)}", 1 << 40)
+                name = f"{target}/{names.log(base)}"
+                files.write_whole(home.fs, name, data, temporary=f"{name}{names.TEMPORARY}")
+            files.take_owner(target, home.path)
+            home.fs.sync_dir(target.rpartition("/")[0])
+        found = home.description._replace(brokers={**home.description.brokers, 1: place})
+        description.write(home.fs, home.path, found)
+    finally:
+        home.close()
+
+
 def spread_internal(home: Home, timeout: float) -> None:
     """Internal topics follow the number of brokers, up to three replicas."""
     wanted = min(INTERNAL_REPLICAS, len(home.controller.alive()))
@@ -142,16 +175,19 @@ def reassign(
 ) -> None:  # fmt: skip
     """Move partitions to other replicas; the first of each is to lead.  What is under way already is only finished.
 
-    `progress` is called with the records copied and the records in all.  Where it is cut short (an error, a time-out, a kill) what is
-    under way goes on with the next call that names the partition; the old replicas serve until then.
+    `progress` is called with the records copied and the records in all, of replicas that are new, whenever that has changed.  Where it
+    is cut short (an error, a time-out, a kill) what is under way goes on with the next call that names the partition; the old replicas
+    serve until then.
     """
     deadline = monotonic() + timeout
     for key, target in targets.items():
         _check_target(home, key, target)
+    before = {key: home.metadata.partitions[key].in_sync for key in targets}
     for key, target in targets.items():
         _begin_move(home, key, tuple(target), left(deadline))
     logs = {key: home.replicated(home.metadata.by_id[key[0]], key[1], timeout) for key in targets}
-    waiting = dict(logs)
+    waiting, told = dict(logs), (-1, -1)
+    new = {key: [broker for broker in targets[key] if broker not in before[key]] for key in targets}
     while waiting:
         for key, log in list(waiting.items()):
             state = home.metadata.partitions.get(key)
@@ -161,8 +197,9 @@ def reassign(
             if _advance(home, log, state, left(deadline)):
                 _end_move(home, key, left(deadline))
                 del waiting[key]
-        if progress is not None:
-            progress(*_progress(home, logs, targets))
+        if progress is not None and (now := _progress(home, logs, new)) != told:
+            told = now
+            progress(*now)
         if waiting:
             home.tick()
             home.controller.probe()
@@ -179,9 +216,11 @@ def _check_target(home: Home, key: Key, target: Sequence[int]) -> None:
     if key not in home.metadata.partitions:
         raise UnknownTopicOrPartitionError("there is no such partition")
     unknown = [broker for broker in target if broker not in home.metadata.brokers]
-    if unknown or not target or len(set(target)) < len(target):
+    if unknown or not target:
         raise ConfigurationError(f"{_name(home, key)}: {list(target)} are no replicas: brokers {sorted(home.metadata.brokers)} are there")
-    down = [broker for broker in target if broker not in home.controller.alive() and broker not in home.metadata.partitions[key].replicas]
+    if len(set(target)) < len(target):
+        raise ConfigurationError(f"{_name(home, key)}: {list(target)} are no replicas: a broker is named twice")
+    down = [broker for broker in target if broker not in home.controller.alive()]
     if down:
         raise InvalidStateError(f"{_name(home, key)}: brokers {down} are not online")
 

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
 from streamlog._format import checkpoint, names
 from streamlog._log import partition as partition_log
 from streamlog._os import files, process
+from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import FileSystem
 from streamlog._os.locks import LockFile
 from streamlog._replica.metadata import TOPIC_ID
 from streamlog.errors import NotAClusterError, StorageError, StreamlogTimeoutError
 
+_PATIENCE = 2.0  # seconds that another process's opening is waited for
 _PROBE = "probe"
 _LEFT_OVERS = {"lost+found", names.LOCK, names.partition(names.METADATA_TOPIC, 0)}  # of a file system, or of a making that was cut short
 
@@ -28,15 +30,42 @@ class Broker:
         """What is on the disk for certain, by topic id and partition: spares a scan after a reboot."""
         self.high_watermarks: dict[tuple[str, int], int] = {}
 
-    def open(self, cluster_id: str) -> None:
-        """Hold the directory's lock, shared, and read what it remembers.  Raises NotAClusterError, StreamlogTimeoutError, what disks do."""
+    def open(self, cluster_id: str, home: str = "") -> None:
+        """Hold the directory's lock, shared, and read what it remembers.
+
+        `home` names the live state that its users share: who comes first writes it into the lock's file, and another home is refused, since its
+        processes would not see ours.  Empty: the directory is below its home.
+        Raises: NotAClusterError, StreamlogTimeoutError, and what disks do.
+        """
         self.check_owner(cluster_id)
         self.close()
-        self.lock_file = LockFile(self.fs, f"{self.path}/{names.LOCK}")
-        if not self.lock_file.try_shared(0):
-            raise StreamlogTimeoutError(f"{self.path} is being remade by another process")
+        lock_file = LockFile(self.fs, f"{self.path}/{names.LOCK}")
+        try:
+            self._hold(lock_file, home.encode())
+        except BaseException:
+            lock_file.close()
+            raise
+        self.lock_file = lock_file
         self.recovery_points = self._load(names.RECOVERY_POINTS)
         self.high_watermarks = self._load(names.HIGH_WATERMARKS)
+
+    def _hold(self, lock_file: LockFile, home: bytes) -> None:
+        until = monotonic() + _PATIENCE
+        while home:
+            if lock_file.try_exclusive(0):  # nobody else has it open
+                self.fs.truncate(lock_file.fd, 0, lock_file.path)
+                self.fs.pwrite(lock_file.fd, home, 0, lock_file.path)
+                break
+            if lock_file.try_shared(0):
+                found = self.fs.pread(lock_file.fd, 4096, 0, lock_file.path)
+                if found != home:
+                    raise NotAClusterError(f"{self.path} is in use by processes that have another home: {found.decode(errors='replace')}")
+                return
+            if monotonic() > until:
+                break
+            sleep(0.002)
+        if not lock_file.try_shared(0):
+            raise StreamlogTimeoutError(f"{self.path} is being remade by another process")
 
     def check_owner(self, cluster_id: str) -> None:
         """Is this the directory of that broker of that cluster?  Raises NotAClusterError."""

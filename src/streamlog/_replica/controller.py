@@ -113,13 +113,15 @@ class Controller:
     def fail(self, broker: int, error: Exception, timeout: float) -> None:
         """A broker's directory cannot be used: it is out, and others lead what it led.
 
-        Raises: the error itself where the metadata cannot be written either (a full disk that all share, say): nothing is changed then.
+        Raises: StorageFullError, NotEnoughReplicasError where the metadata cannot be written either: nothing is changed then.
         """
         reason = f"{type(error).__name__}: {error}"[:500]
         try:
             self._leave(broker, FAILED, reason, timeout)
-        except (StorageFullError, NotEnoughReplicasError):
-            raise error from None
+        except (StorageFullError, NotEnoughReplicasError) as refused:
+            if isinstance(error, StorageFullError):
+                raise error from None
+            raise NotEnoughReplicasError(f"broker {broker}: {reason}; and nothing can be changed: {refused}") from None
         self._home.broker_left(broker)
 
     def stop(self, broker: int, timeout: float) -> None:
@@ -276,7 +278,9 @@ class Controller:
         return found
 
     def damaged(self, log: ReplicatedLog, broker: int, error: Exception, timeout: float) -> None:
-        """Bytes of a replica rotted, or its directory is gone though the broker's is not: it leaves the in-sync set, is cut before the damage, and copies the rest from another one.
+        """Bytes of a replica rotted, or its directory is gone though the broker's is not.
+
+        It leaves the in-sync set, is cut before the damage, and copies the rest from another one.
 
         Raises: the error, where it is the only one that has the records.
         """

@@ -82,12 +82,18 @@ def check_wanted(description: Description, home: str, config: Mapping[str, Any],
             raise InvalidConfigError(f"{name}={value}: this cluster was created with {getattr(stored, name)}")
     if brokers is not None and set(brokers.values()) != set(description.brokers.values()):
         there = ", ".join(relative(home, broker) for broker in description.brokers.values())
+        for broker in brokers.values():
+            if files.exists(f"{broker}/{names.META_PROPERTIES}") and broker not in description.brokers.values():
+                raise InvalidConfigError(
+                    f"brokers: {home} is cluster {description.cluster_id}, with {there}; {broker} is a broker of another one. If that one's home was "
+                    "lost, open it at a place that is empty"
+                )
         raise InvalidConfigError(f"brokers: this cluster has {len(description.brokers)} ({there}); add_broker and retire_broker change that")
 
 
 def make(fs: FileSystem, home: str, config: dict[str, Any], brokers: dict[int, str] | None) -> None:
     """Bring a cluster into being, or its description back; nobody else is here.  Commit step: `cluster.json` takes its name."""
-    found = brokers or _found(fs, home)
+    found = _by_their_ids(fs, brokers) if brokers else _found(fs, home)
     _sweep(fs, found)
     cluster_id = _owner(fs, home, found)
     for number, broker in found.items():
@@ -95,6 +101,17 @@ def make(fs: FileSystem, home: str, config: dict[str, Any], brokers: dict[int, s
             make_broker(fs, broker, number, cluster_id, home)
     fs.sync_dir(home)
     write(fs, home, Description(cluster_id, config, found))
+
+
+def _by_their_ids(fs: FileSystem, brokers: dict[int, str]) -> dict[int, str]:
+    """Brokers of a cluster whose home was lost keep their ids, in whatever order they are given."""
+    own = {}
+    for path in brokers.values():
+        if files.exists(f"{path}/{names.META_PROPERTIES}"):
+            own[int(read_properties(fs, path).get("broker.id", "-1"))] = path
+    others = [path for path in brokers.values() if path not in own.values()]
+    free = (number for number in range(len(brokers) + len(own)) if number not in own)
+    return dict(sorted({**own, **dict(zip(free, others))}.items()))
 
 
 def _found(fs: FileSystem, home: str) -> dict[int, str]:

@@ -19,16 +19,15 @@ from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log.log import Log
 from streamlog._log.partition import LogSettings, PartitionLog
-from streamlog._log.state import OPEN, SYNCED, Slot, StateFile
+from streamlog._log.state import OPEN, Slot, StateFile
 from streamlog._os import files, locks, mapping, process
 from streamlog._os.clock import Clock, monotonic, sleep
 from streamlog._os.files import FileSystem
-from streamlog._os.locks import METADATA, PARTITION, SYNC, ByteLock, LockFile, under
+from streamlog._os.locks import METADATA, PARTITION, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
-from streamlog._replica import description, leadership
+from streamlog._replica import checkpoints, description, leadership
 from streamlog._replica import metadata as metadata_log
 from streamlog._replica.brokers import Broker, read_properties
-from streamlog._replica.brokers import make as make_broker
 from streamlog._replica.controller import Controller, change_record
 from streamlog._replica.description import FORMAT_VERSION, Description
 from streamlog._replica.election import created
@@ -40,8 +39,8 @@ from streamlog.config import ClusterConfig
 from streamlog.errors import (
     ClosedError,
     DiskFailedError,
-    InvalidStateError,
     NotAClusterError,
+    NotEnoughReplicasError,
     NotLeaderOrFollowerError,
     StorageError,
     StreamlogError,
@@ -60,7 +59,6 @@ _OPEN_SOURCES = 48  # a descriptor each
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
 _NOTICE = 3.0  # seconds in which others notice that a broker's directory is not there any more
 _SAVE = 5.0  # seconds between checkpoints (Kafka's replica.high.watermark.checkpoint.interval.ms)
-_CHECKPOINTS = 1 << 20  # bytes of `cluster.lock` from here on are the locks of brokers' checkpoints
 
 
 class TopicFiles:
@@ -92,7 +90,7 @@ class Home:
         self._open_logs: dict[PartitionLog, None] = {}
         self._sources: dict[tuple[ReplicatedLog, int], None] = {}
         self.cluster_id = ""
-        self._description = Description("", {}, {})
+        self.description = Description("", {}, {})
         self.brokers: dict[int, Broker] = {}
         self.quorum: Quorum | None = None
         self._broker_locks: dict[int, LockFile] = {}
@@ -119,13 +117,13 @@ class Home:
         self._home_lock = self._locked(timeout)
         self._read_description()
         run = f"{self.path}/{names.RUN}"
-        self._run_locks = self.keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
+        self.run_locks = self.keep(LockFile(self.fs, f"{run}/{names.CLUSTER_LOCKS}"))
         self._partition_locks = self.keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
         unopened = self._open_brokers()
         self._claim_process()
         self.clock = Clock(self._page.words, _CLOCK)
         self.bell = Bell(self._page, _BELL * 2)
-        lock = ByteLock(self._run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
+        lock = ByteLock(self.run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
         if self.is_replicated:
             self.fs = files.letting_go(self.fs)  # a disk that hangs must not keep the interpreter (H40)
             self.quorum = self._make_quorum(lock)
@@ -142,18 +140,22 @@ class Home:
         """Whether there are several brokers: partitions have leaders then, and the metadata a quorum."""
         return len(self.brokers) > 1
 
+    def _identity(self) -> str:
+        """What names our live state to who has another home (of several brokers only: one is below its home)."""
+        return f"{self.path} run {self.run_id}\n" if len(self.description.brokers) > 1 else ""
+
     def _open_brokers(self) -> dict[int, Exception]:
         """Open the brokers' directories; returns those of several that cannot be."""
         unopened: dict[int, Exception] = {}
-        for number, path in self._description.brokers.items():
+        for number, path in self.description.brokers.items():
             broker = self.brokers[number] = Broker(self.fs, number, path)
             try:
-                broker.open(self.cluster_id)
+                broker.open(self.cluster_id, self._identity())
             except (OSError, StreamlogError) as error:
-                if len(self._description.brokers) == 1:
+                if len(self.description.brokers) == 1:
                     raise
                 unopened[number] = error
-        if len(unopened) == len(self._description.brokers):
+        if len(unopened) == len(self.description.brokers):
             raise next(iter(unopened.values()))
         return unopened
 
@@ -204,12 +206,23 @@ class Home:
                 sleep(0.02)  # others look once a second whether it is there
                 metadata.refresh(timeout)
             if number in self.controller.alive() and self.brokers[number].lock_file is None:
-                self.controller.fail(number, error, timeout)
+                try:
+                    self.controller.fail(number, error, timeout)
+                except NotEnoughReplicasError as refused:
+                    import logging  # here: 6 ms of a cold start
+
+                    logging.getLogger("streamlog").warning("%s", refused)
         self._describe_anew()
 
     def _opens(self, number: int) -> bool:
+        """Whether a broker's directory, which is not the one that we opened, is that broker's: it was brought back, or repaired."""
         try:
-            self.brokers[number].open(self.cluster_id)
+            self.metadata.refresh(1.0)
+            known = self.metadata.brokers.get(number)
+            found = read_properties(self.fs, self.brokers[number].path).get("directory.id", "")
+            if known is None or (known.directory_id and found != known.directory_id):
+                return False
+            self.brokers[number].open(self.cluster_id, self._identity())
         except (OSError, StreamlogError):
             return False
         return True
@@ -217,7 +230,7 @@ class Home:
     def _first_records(self) -> list[list[Any]]:
         if self.metadata.brokers:
             return []
-        found: list[list[Any]] = [["ClusterRecord", self._description.config]]
+        found: list[list[Any]] = [["ClusterRecord", self.description.config]]
         for number, broker in sorted(self.brokers.items()):
             directory_id = read_properties(self.fs, broker.path).get("directory.id", "")
             found.append(["RegisterBrokerRecord", number, description.relative(self.path, broker.path), directory_id])
@@ -335,13 +348,13 @@ class Home:
         metadata = self.metadata
         brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
         found = Description(self.cluster_id, dict(metadata.cluster_config), brokers)
-        if found == self._description or get_ident() in locks.inside:
+        if found == self.description or get_ident() in locks.inside:
             return
         try:
             under(metadata._lock, 1.0, self._write_description)
         except (StreamlogError, OSError):
             return  # derived: the next look tries again
-        self._description, self.config = found, ClusterConfig(found.config)
+        self.description, self.config = found, ClusterConfig(found.config)
 
     def _write_description(self) -> None:
         metadata = self.metadata
@@ -349,14 +362,14 @@ class Home:
         description.write(self.fs, self.path, Description(self.cluster_id, dict(metadata.cluster_config), brokers))
 
     def _read_description(self) -> None:
-        self._description = description.read(self.fs, self.path)
-        description.check_wanted(self._description, self.path, self._wanted_config, self._wanted_brokers)
-        self.cluster_id, self.config = self._description.cluster_id, ClusterConfig(self._description.config)
+        self.description = description.read(self.fs, self.path)
+        description.check_wanted(self.description, self.path, self._wanted_config, self._wanted_brokers)
+        self.cluster_id, self.config = self.description.cluster_id, ClusterConfig(self.description.config)
 
     def _claim_process(self) -> None:
         """A liveness byte of our own, then our name beside it (H23)."""
         for number in range(_MAX_PROCESSES):
-            if self._run_locks.try_exclusive(number + 1):
+            if self.run_locks.try_exclusive(number + 1):
                 self._page.words[_PROCESSES + number] = process.pid()
                 self._process = number
                 return
@@ -371,7 +384,7 @@ class Home:
         """Pids of the processes that have the cluster open."""
         found = [process.pid()]
         for number, pid in enumerate(self._page.words[_PROCESSES : _PROCESSES + _MAX_PROCESSES].tolist()):
-            if pid and number != self._process and self._run_locks.is_held_elsewhere(number + 1):
+            if pid and number != self._process and self.run_locks.is_held_elsewhere(number + 1):
                 found.append(pid)
         return tuple(sorted(set(found)))
 
@@ -549,7 +562,7 @@ class Home:
         for found in list(self._topics.values()):
             yield from list(found.logs.values())
 
-    def _used_replicas(self) -> Iterator[tuple[int, PartitionLog]]:
+    def used_replicas(self) -> Iterator[tuple[int, PartitionLog]]:
         """Brokers and replicas that this process has used, those of the metadata included."""
         for log in self.all_logs():
             if isinstance(log, ReplicatedLog):
@@ -581,7 +594,7 @@ class Home:
         if self.is_replicated:
             if now >= self._next_save:
                 self._next_save = now + _SAVE
-                self.save_checkpoints(0.0)
+                checkpoints.save(self, 0.0)
             self.fetcher.wake()
 
     def _check_brokers(self) -> None:
@@ -593,39 +606,19 @@ class Home:
             if not self.is_replicated:
                 self.closed = str(error)
                 raise DiskFailedError(f"{error}; close it in every process and open it again")
-            known = self.metadata.brokers.get(number)
-            if known is not None and known.is_online:
-                self.controller.fail(number, error, 10.0)
-            else:
+            try:
+                if not self._opens(number) and number in self.controller.alive():
+                    self.controller.fail(number, error, 10.0)
+            except (StreamlogError, OSError):
+                pass  # without a majority nothing can be changed; who writes there is told
+            broker = self.brokers[number]
+            if broker.is_replaced():
                 broker.close()
 
     def check_open(self) -> None:
         """Raise ClosedError or what closed us."""
         if self.closed:
             raise ClosedError(f"{self.path}: {self.closed}")
-
-    def save_checkpoints(self, timeout: float) -> None:
-        """Write what brokers remember of our logs: what is on the disk, and high watermarks.  Derived: a failure loses nothing but time."""
-        points: dict[int, dict[tuple[str, int], int]] = {}
-        marks: dict[int, dict[tuple[str, int], int]] = {}
-        for number, replica in self._used_replicas():
-            points.setdefault(number, {})[replica.topic_id.hex(), replica.partition] = replica.words[SYNCED]
-        for log in self.all_logs():
-            if isinstance(log, ReplicatedLog):
-                for number in log.used_replicas():
-                    marks.setdefault(number, {})[log.topic_id.hex(), log.partition] = log.high_watermark
-        for number in {*points, *marks} & {number for number, broker in self.brokers.items() if broker.lock_file is not None}:
-            broker = self.brokers[number]
-            due = any(offset > broker.recovery_points.get(key, 0) for key, offset in points.get(number, {}).items())
-            if due or marks.get(number, {}).items() - broker.high_watermarks.items():
-                lock = ByteLock(self._run_locks, _CHECKPOINTS + number, SYNC, lambda: "the lock of a broker's checkpoints")
-                under(lock, timeout, self._write_checkpoints, broker, points.get(number, {}), marks.get(number, {}))
-
-    def _write_checkpoints(self, broker: Broker, points: dict[tuple[str, int], int], marks: dict[tuple[str, int], int]) -> None:
-        known = {*(topic_id.hex() for topic_id in self.metadata.by_id), metadata_log.TOPIC_ID.hex()}
-        broker.recovery_points = broker.save(names.RECOVERY_POINTS, points, known)
-        if marks:
-            broker.high_watermarks = broker.save(names.HIGH_WATERMARKS, marks, known)
 
     def checkpointed_high_watermark(self, topic_id: bytes, partition: int) -> int:
         """What was shown of a partition before the boot, as far as a broker remembers."""
@@ -638,7 +631,7 @@ class Home:
         if self.quorum is not None:
             self.quorum.left(number, 10.0)
         self.fetcher.wake()
-        for broker, replica in self._used_replicas():
+        for broker, replica in self.used_replicas():
             if broker == number:
                 replica.release_files()
         self.ring()
@@ -646,55 +639,23 @@ class Home:
     def open_broker(self, number: int, path: str) -> None:
         """Open a broker's directory that was just made."""
         broker = self.brokers[number] = Broker(self.fs, number, path)
-        broker.open(self.cluster_id)
-
-    def add_second_broker(self, path: str | None) -> None:
-        """Make a cluster of one broker one of two.  Nobody else is here; this home is closed when it returns.
-
-        The metadata log is copied to the new copies before they count.  Commit step: `cluster.json`, which names both brokers.
-        Raises: InvalidStateError: others have the cluster open.
-        """
-        if not self.is_last():
-            raise InvalidStateError(f"the second broker is added while nobody else has the cluster open; processes {self.processes()} have")
-        try:
-            place = path or f"{self.path}/{names.broker(1)}"
-            if files.exists(f"{place}/{names.META_PROPERTIES}"):
-                if read_properties(self.fs, place)["cluster.id"] != self.cluster_id:
-                    raise NotAClusterError(f"{place} is a broker of another cluster")
-            else:
-                make_broker(self.fs, place, 1, self.cluster_id, self.path)
-            log = self.metadata.log.replica
-            log.sync(60.0)
-            for target in (f"{place}/{log.name}", self.directory(names.METADATA_TOPIC, 0, leadership.HOME)):
-                if files.is_directory(target):
-                    files.remove_directory(self.fs, target)
-                self.fs.mkdir(target)
-                for base in log.segments():
-                    data = files.read_file(self.fs, f"{log.directory}/{names.log(base)}", 1 << 40)
-                    name = f"{target}/{names.log(base)}"
-                    files.write_whole(self.fs, name, data, temporary=f"{name}{names.TEMPORARY}")
-                files.take_owner(target, self.path)
-                self.fs.sync_dir(target.rpartition("/")[0])
-            found = self._description._replace(brokers={**self._description.brokers, 1: place})
-            description.write(self.fs, self.path, found)
-        finally:
-            self.close()
+        broker.open(self.cluster_id, self._identity())
 
     def follow_brokers(self) -> None:
         """Brokers came or went: open and close their directories, and describe the cluster anew."""
         known = self.metadata.brokers
-        if not known or set(known) == set(self.brokers) == set(self._description.brokers):
+        if not known or set(known) == set(self.brokers) == set(self.description.brokers):
             return
         for number, found in known.items():
             if number not in self.brokers:
                 broker = Broker(self.fs, number, description.absolute(self.path, found.path))
                 try:
-                    broker.open(self.cluster_id)
+                    broker.open(self.cluster_id, self._identity())
                 except (OSError, StreamlogError):
                     pass  # who writes to it finds out
                 self.brokers[number] = broker
         for number in [number for number in self.brokers if number not in known]:
-            for broker_number, replica in self._used_replicas():
+            for broker_number, replica in self.used_replicas():
                 if broker_number == number:
                     replica.release_files()
             self.brokers.pop(number).close()
@@ -704,7 +665,7 @@ class Home:
         """A broker is to come back: is its directory there, ours, and does its disk work?  Raises what does not hold."""
         broker = self.brokers[number]
         if broker.lock_file is None or broker.is_replaced():
-            broker.open(self.cluster_id)
+            broker.open(self.cluster_id, self._identity())
         else:
             broker.check_owner(self.cluster_id)
         broker.probe()
@@ -745,7 +706,7 @@ class Home:
                 self.closed = "closed"
                 try:
                     self.fetcher.pay(1.0)
-                    self.save_checkpoints(1.0)
+                    checkpoints.save(self, 1.0)
                 except (StreamlogError, OSError):
                     pass  # derived: it only spares a scan
                 self._page.words[_PROCESSES + self._process] = 0

@@ -85,7 +85,7 @@ class Replicas(Log):
         """The leader's log; with no leader that of the last one known here."""
         leader = leader_of(self.leadership[PLACE])
         if leader < 0:
-            leader = self._last_leader if self._last_leader >= 0 else self._any()
+            leader = self._any()
         self._last_leader = leader
         return self._replicas.get(leader) or self.on(leader)
 

@@ -106,7 +106,11 @@ class ReplicatedLog(Replicas):
         return found
 
     def _any(self) -> int:
-        return self.state.replicas[0]
+        """With no leader: who has all that is shown."""
+        state = self._metadata.partitions.get(self._key)
+        if state is None:
+            return max(self._last_leader, 0)
+        return max(state.in_sync or state.eligible or state.replicas, key=lambda broker: (self.on(broker).words[HWM], broker == self._last_leader))
 
     @property
     def min_in_sync(self) -> int:
@@ -149,7 +153,7 @@ class ReplicatedLog(Replicas):
         state, brokers = self.state, self._metadata.brokers
         how = "; ".join(f"broker {number}: {brokers[number].described()}" for number in state.replicas if number in brokers)
         eligible = sorted({*state.in_sync, *state.eligible})
-        return f"{self.name} has no leader: {how}; who may lead it: {eligible or 'none'}. Start one of these, or elect_leaders(unclean=True)"
+        return f"{self.name} has no leader: {how}; it can be led by {eligible or 'none of them'}: start_broker, or elect_leaders(unclean=True)"
 
     def _call(self, function: Callable[[], object]) -> None:
         """Have the controller do something; not from inside a locked section, which has to be left first."""

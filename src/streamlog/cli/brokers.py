@@ -44,7 +44,10 @@ def add_commands(commands: Commands) -> None:
     parser = actions.add_parser("reassign", help="move a partition to other brokers")
     parser.add_argument("moves", nargs="+", metavar="TOPIC-PARTITION=ID,ID,…", help="the first is to lead")
     parser.set_defaults(run=_reassign)
+    parser = actions.add_parser("reassignments", help="partitions that are on their way; the same `reassign` goes on with one")
+    parser.set_defaults(run=_reassignments)
     parser = actions.add_parser("elect", help="give partitions their preferred leaders")
+    parser.add_argument("partitions", nargs="*", metavar="TOPIC-PARTITION", help="all where none is given")
     parser.add_argument("--unclean", action="store_true", help="partitions without a leader get any replica that lives: loses records")
     parser.set_defaults(run=_elect)
     parser = actions.add_parser("scrub", help="read all replicas, and copy anew what is damaged")
@@ -120,15 +123,32 @@ def _reassign(args: argparse.Namespace) -> int:
 
 def _move(text: str) -> tuple[tuple[str, int], list[int]]:
     partition, _, brokers = text.partition("=")
-    topic, _, number = partition.rpartition("-")
-    if not topic or not number.isdecimal() or not all(broker.isdecimal() for broker in brokers.split(",")):
+    if not all(broker.isdecimal() for broker in brokers.split(",")):
         raise ConfigurationError(f"{text!r}: TOPIC-PARTITION=ID,ID,… is wanted, clicks-0=2,0,1 for one")
-    return (topic, int(number)), [int(broker) for broker in brokers.split(",")]
+    return _partition(partition), [int(broker) for broker in brokers.split(",")]
+
+
+def _partition(text: str) -> tuple[str, int]:
+    topic, _, number = text.rpartition("-")
+    if not topic or not number.isdecimal():
+        raise ConfigurationError(f"{text!r}: TOPIC-PARTITION is wanted, clicks-0 for one")
+    return topic, int(number)
+
+
+def _reassignments(args: argparse.Namespace) -> int:
+    with open_cluster(args) as cluster:
+        rows = [(f"{each.topic}-{each.partition}", _ids(each.replicas), _ids(each.target), str(each.missing)) for each in cluster.reassignments()]
+        print_table([("partition", "replicas", "target", "missing records"), *rows])
+    return 0
+
+
+def _ids(brokers: tuple[int, ...]) -> str:
+    return ",".join(map(str, brokers))
 
 
 def _elect(args: argparse.Namespace) -> int:
     with open_cluster(args) as cluster:
-        led = cluster.elect_leaders(unclean=args.unclean)
+        led = cluster.elect_leaders([_partition(text) for text in args.partitions] or None, unclean=args.unclean)
         print_table([("partition", "leader"), *((f"{tp.topic}-{tp.partition}", "none" if leader < 0 else str(leader)) for tp, leader in led.items())])
     return 0
 

@@ -8,7 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from streamlog.cli.common import Commands
 
-from streamlog.cli.common import count, open_cluster, pair, print_table
+import streamlog
+from streamlog.cli.common import count, location, open_cluster, pair, print_table
 from streamlog.config import TopicConfig
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import PartitionDescription, TopicDescription
@@ -26,6 +27,7 @@ def add_commands(commands: Commands) -> None:
     parser = actions.add_parser("create", help="create a topic, and the cluster where there is none")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--partitions", type=count, default=1, metavar="N")
+    parser.add_argument("--brokers", type=count, metavar="N", help="of the cluster, where that is made too")
     parser.add_argument("--replication-factor", type=count, default=1, metavar="N", help="copies, each on another broker")
     parser.add_argument("--config", type=pair, action="append", default=[], metavar="NAME=VALUE", help="a topic option; may be repeated")
     parser.add_argument("--if-not-exists", action="store_true", help="no error where there is one")
@@ -51,7 +53,7 @@ def _list(args: argparse.Namespace) -> int:
 def _create(args: argparse.Namespace) -> int:
     overrides = dict(args.config)
     TopicConfig(overrides)  # refuses what is no option, before a name could pass for another argument of `create_topic`
-    with open_cluster(args, create=True) as cluster:
+    with streamlog.open(location(args), brokers=args.brokers) as cluster:
         topic = cluster.create_topic(
             args.name, partitions=args.partitions, replication_factor=args.replication_factor, exist_ok=args.if_not_exists, **overrides
         )
