@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from conftest import values_of
 from streamlog._os import locks, mapping, wake
 from streamlog._os.files import LOCAL
 from streamlog.cluster import Cluster, _Place
@@ -898,3 +899,24 @@ def test_look_ups_by_time_tell_damage(place: Path) -> None:
         with pytest.raises(streamlog.CorruptRecordError) as caught:
             log.topic("t").offsets_for_times({0: 1003})
         assert caught.value.next_offset == 1
+
+
+def test_a_segment_that_is_cut_to_its_end_while_it_is_mapped(log: streamlog.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A roll gives back what was reserved: between a reader's look at the size and its mapping."""
+    from streamlog._os.files import LocalFileSystem
+
+    log.create_topic("t", segment_bytes=4096)
+    with log.producer(linger_ms=0) as producer:
+        producer.send("t", b"a" * 100).result()
+        real, cuts = LocalFileSystem.map, []
+
+        def cut_first(self: LocalFileSystem, fd: int, size: int, path: str) -> object:
+            if not cuts and path.endswith(".log"):
+                cuts.append(size)
+                for _ in range(2):
+                    producer.send("t", b"b" * 3000).result()  # rolls
+            return real(self, fd, size, path)
+
+        monkeypatch.setattr(LocalFileSystem, "map", cut_first)
+        assert len(values_of(log)) == 3
+        assert cuts

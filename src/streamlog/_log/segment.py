@@ -107,9 +107,16 @@ class SegmentView:
         self._ahead = FIRST_AHEAD
 
     def _map_file(self, fd: int) -> None:
-        found = self._fs.fstat(fd)
-        size, inode = found.st_size, found.st_ino
-        mapping = self._fs.map(fd, size, self.path)
+        while True:
+            found = self._fs.fstat(fd)
+            size, inode = found.st_size, found.st_ino
+            try:
+                mapping = self._fs.map(fd, size, self.path)
+                break
+            except ValueError:
+                if self._fs.fstat(fd).st_size == size:
+                    raise
+                continue  # it was sealed, and cut to its end, between the two
         view = memoryview(mapping)
         self._map, self._view, self.size, self.inode = mapping, view, size, inode  # together, whatever a signal handler raises
 

@@ -505,13 +505,15 @@ class ReplicatedLog(Replicas):
     # ---- replicas that come back ---------------------------------------------------------------------------------------------------
 
     def follow(self, broker: int, place: int, timeout: float) -> bool:
-        """Copy to a replica until it has all that is shown; whether it has."""
+        """Copy to a replica until it has all that is shown, and is counted; whether it is.
+
+        Counted at once, the high watermark waits for it from then on: else a fast writer would be ahead again by the time of the record.
+        """
         deadline = monotonic() + timeout
         try:
             while True:
-                is_level = self.fetch(broker, place, min(timeout, 1.0))
-                slot = self.on(broker).words
-                if is_level or slot[HWM] >= max(self.leadership[HWM], self.on(leader_of(place)).words[END]):
+                self.fetch(broker, place, min(timeout, 1.0))
+                if self.count_in(broker, place, 1.0):
                     return True
                 if monotonic() > deadline:
                     return False
