@@ -672,3 +672,104 @@ def test_slots_of_followers_know_transactions(place: Path) -> None:
         assert log.last_stable_offset == log.high_watermark == 2
         assert [log.on(broker).words[22] for broker in log.state.replicas] == [0, 0]
         assert len(records_on(log, log.state.replicas[1])) == 2
+
+
+def test_what_a_broker_missed_is_copied_in_large_pieces_that_roll_as_they_should(place: Path) -> None:
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3, segment_bytes=4096, index_interval_bytes=512)
+        put(cluster, b"first")
+        follower = log_of(cluster).state.replicas[2]
+        cluster.stop_broker(follower)
+        with cluster.producer(linger_ms=0) as producer:
+            for number in range(300):
+                producer.send("t", b"%d" % number * (number % 40 + 1), timestamp_ms=1_700_000_000_000 + number).result(10)
+        with cluster.producer(transactional_id="x", linger_ms=0) as producer, producer.transaction():
+            for number in range(20):
+                producer.send("t", b"tx %d" % number).result(10)
+        cluster.start_broker(follower)
+        log = log_of(cluster)
+        assert_equal_replicas(log)
+        assert len(log.on(follower).segments()) > 5
+        cluster.elect_leaders()
+        cluster.reassign_partitions({("t", 0): [follower, *(broker for broker in range(3) if broker != follower)]})
+        assert log.state.leader == follower
+        assert len(values_of(cluster)) == 321
+
+
+def test_a_second_home_is_refused_while_the_first_is_open(place: Path) -> None:
+    paths = [place / f"disk{number}" / "b" for number in range(3)]
+    with pytest.warns(UserWarning, match="one device"):
+        cluster = streamlog.open(place / "home", brokers=paths)
+    with cluster:
+        cluster.create_topic("t", replication_factor=3)
+        put(cluster, b"a")
+        with pytest.warns(UserWarning, match="one device"), pytest.raises(streamlog.NotAClusterError, match="another home"):
+            streamlog.open(place / "other", brokers=paths)
+        assert put(cluster, b"b") == [1]
+    shutil.rmtree(place / "home")
+    with pytest.warns(UserWarning, match="one device"):
+        cluster = streamlog.open(place / "home", brokers=paths[::-1])
+    with cluster:
+        assert values_of(cluster) == [b"a", b"b"]
+        assert [each.path for each in cluster.brokers()] == [str(path) for path in paths], "they keep their ids"
+
+
+def test_a_repaired_broker_is_opened_again_by_who_had_the_old_one_open(place: Path) -> None:
+    with brokers(place) as cluster, streamlog.open(place / "log") as other:
+        cluster.create_topic("t", replication_factor=3)
+        put(cluster, b"a")
+        lose(place, 1)
+        cluster._home.next_tick = 0
+        put(cluster, b"b")
+        other.repair_broker(1)
+        for each in (cluster, other):
+            each._home.next_tick = 0
+            each._home.tick()
+        assert {each.state for each in cluster.brokers()} == {"online"}
+        os.rename(place / "log" / "broker-2", place / "away")
+        cluster._home.next_tick = 0
+        assert put(cluster, b"c", b"d") == [2, 3]
+        os.rename(place / "away", place / "log" / "broker-2")
+        other.start_broker(2)
+        assert_equal_replicas(log_of(cluster))
+
+
+def test_the_broker_that_leads_the_metadata_retires(place: Path) -> None:
+    with brokers(place, 4) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        put(cluster, b"a")
+        cluster.retire_broker(0)
+        with streamlog.open(place / "log") as other:
+            assert [each.broker for each in other.brokers()] == [1, 2, 3]
+            assert put(other, b"b") == [1]
+    with streamlog.open(place / "log") as cluster:
+        assert values_of(cluster) == [b"a", b"b"]
+
+
+def test_who_was_counted_and_did_not_join_holds_nobody_up(place: Path) -> None:
+    """A process dies between counting a replica and the record that lets it join; then that broker fails."""
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        put(cluster, b"a")
+        cluster.stop_broker(2)
+        log = log_of(cluster)
+        log.leadership[4] |= 1 << 2  # IN_SYNC
+        assert put(cluster, b"b") == [1]  # it is copied to, whatever it is called
+        cluster._home.controller.fail(2, OSError("gone"), 10.0)
+        assert log.leadership[4] == 0b11
+        cluster.start_broker(2)
+        assert_equal_replicas(log)
+
+
+def test_leaders_that_move_on_purpose_take_what_they_alone_have_with_them(place: Path) -> None:
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        cluster._home.fetcher.stop()
+        with cluster.producer(linger_ms=0, acks=1) as producer:
+            for number in range(50):
+                producer.send("t", b"%d" % number).result(10)
+                if number % 10 == 9:
+                    leader = log_of(cluster).state.leader
+                    cluster.stop_broker(leader)
+                    cluster.start_broker(leader)
+        assert values_of(cluster) == [b"%d" % n for n in range(50)]

@@ -308,6 +308,75 @@ class PartitionLog(Log):
             self._known = b""  # the mark is up: whoever comes next derives the words from the log
             raise
 
+    def append_copies(self, copies: list[Pending]) -> None:
+        """Append batches of the leader's that follow one another, all of the active segment's epoch and none transactional.
+
+        As many as fit a segment are one write: one by one, a copier that has to take the interpreter back after each write falls behind a
+        writer in the same process.  Under the lock, settled.
+        """
+        words, at = self.words, 0
+        try:
+            self._inside = True
+            while at < len(copies):
+                words[DIRTY] = self.pid  # up
+                if words[POSITION] > SEGMENT_HEADER_SIZE and self._rolls_before(copies[at], words[POSITION]):
+                    self._roll(words[END], words[POSITION])
+                at += self._put_copies(copies[at:])
+                words[DIRTY] = 0  # down
+            self._inside = False
+        except BaseException:
+            self._known = b""
+            raise
+
+    def _rolls_before(self, batch: Pending, position: int) -> bool:
+        return bool(
+            position + BATCH_HEADER_SIZE + len(batch.columns) > self._segment_bytes
+            or batch.max_timestamp - self.words[FIRST_TIMESTAMP] > self._segment_ms
+            or batch.base_offset + batch.count - self.base_offset > _OFFSET_SPAN
+        )
+
+    def _put_copies(self, copies: list[Pending]) -> int:
+        """Write those that go into the active segment; returns how many."""
+        words = self.words
+        start = position = words[POSITION]
+        indexed, largest = words[INDEXED], words[MAX_TIMESTAMP]
+        pieces: list[bytes] = []
+        entries: list[bytes] = []
+        ends: list[int] = []
+        for batch in copies:
+            if pieces and self._rolls_before(batch, position):
+                break
+            if position == SEGMENT_HEADER_SIZE:
+                words[FIRST_TIMESTAMP] = batch.base_timestamp
+            columns = batch.columns
+            head = seal_head(
+                self._salt, columns, batch.base_offset, batch.attributes, BATCH_HEADER_SIZE + len(columns), batch.count, batch.count - 1,
+                batch.base_timestamp, batch.max_timestamp, *batch.producer, self.epoch, batch.uncompressed,
+            )  # fmt: skip
+            pieces += (head, columns)
+            largest = max(largest, batch.max_timestamp)
+            if position - indexed >= self._index_interval:
+                entries.append(index_format.ENTRY.pack(batch.base_offset, position, largest))
+                indexed = position
+            position += BATCH_HEADER_SIZE + len(columns)
+            ends.append(position)
+        if position > self._reserved:
+            self._reserve(position)
+        self.fs.pwritev(self._fd, (b"".join(pieces),), start, self._path)  # put
+        words[MAX_TIMESTAMP] = largest
+        if entries:
+            self.fs.pwrite(self._index_fd, b"".join(entries), words[INDEX_END], self._index_path)
+            words[INDEXED], words[INDEX_END] = indexed, words[INDEX_END] + len(entries) * index_format.ENTRY.size
+        done = copies[: len(ends)]
+        words[END] = done[-1].base_offset + done[-1].count  # words
+        words[POSITION] = position
+        if not STRONG_ORDER:
+            barrier()
+        words[HWM] = words[END]  # hwm
+        for batch, end in zip(done, ends):
+            self.producers.appended(batch, batch.base_offset, end)
+        return len(done)
+
     def _announce(self, batch: Pending, offset: int) -> None:
         """Of a transactional batch, before the high watermark covers it: what keeps `read_committed` from it, or tells that it was aborted."""
         words = self.words

@@ -178,7 +178,7 @@ class Home:
 
     def _is_out(self, broker: int) -> str:
         known, opened = self.metadata.brokers.get(broker), self.brokers.get(broker)
-        if opened is not None and opened.lock_file is None:
+        if opened is not None and opened.lock_file is None and not (known is not None and known.is_online and self._reopens(broker)):
             return metadata_log.STOPPED  # nothing is written to what could not be opened
         return "" if known is None or known.is_online else known.state
 
@@ -218,6 +218,13 @@ class Home:
         """Whether a broker's directory, which is not the one that we opened, is that broker's: it was brought back, or repaired."""
         try:
             self.metadata.refresh(1.0)
+        except (OSError, StreamlogError):
+            return False
+        return self._reopens(number)
+
+    def _reopens(self, number: int) -> bool:
+        """Open a broker's directory again, if it is the one that the metadata have."""
+        try:
             known = self.metadata.brokers.get(number)
             found = read_properties(self.fs, self.brokers[number].path).get("directory.id", "")
             if known is None or (known.directory_id and found != known.directory_id):
@@ -541,8 +548,12 @@ class Home:
     def refresh(self, timeout: float) -> None:
         """Fold the metadata, and let go of topics that were deleted."""
         self.metadata.refresh(timeout)
-        if self.is_replicated and self.metadata.brokers.keys() != self.brokers.keys():
-            self.follow_brokers()
+        if self.is_replicated:
+            if self.metadata.brokers.keys() != self.brokers.keys():
+                self.follow_brokers()
+            for number, broker in list(self.brokers.items()):
+                if broker.lock_file is None and (known := self.metadata.brokers.get(number)) is not None and known.is_online:
+                    self._reopens(number)  # another process brought it back
         for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
             if topic_id != metadata_log.TOPIC_ID:
                 self.release_topic(topic_id)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, Batch
+from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, TRANSACTIONAL, Batch
 from streamlog._format.control import is_commit
 from streamlog._log import recovery
 from streamlog._log.log import Log
@@ -240,20 +240,21 @@ class Replicas(Log):
             self._align(follower, place, timeout)
         start = words[HWM]
         if batch is not None and batch.base_offset == start and batch.epoch == epoch_of(place):
-            copies: list[Copy] = [Copy(batch)]
+            copies: list[Pending] = [Copy(batch)]
         else:
             copies = self._read(broker, place, start, timeout)
         if copies:
             self.locked(follower, timeout, self._copy, place, copies)
         return words[HWM] >= self.on(leader_of(place)).words[HWM]
 
-    def _read(self, broker: int, place: int, start: int, timeout: float) -> list[Copy]:
+    def _read(self, broker: int, place: int, start: int, timeout: float) -> list[Pending]:
         """Batches of the leader's log from `start` on, checked.  Without a lock: it may be cut meanwhile, who copies looks again."""
         leader = self.on(leader_of(place))
         reader = self._sources.pop(broker, None)  # nobody else's as long as it is out
         if reader is None or reader.offset != start or reader.log is not leader:
             reader = LogReader(leader, start, timeout=timeout)
-        copies, size = [], 0
+        copies: list[Pending] = []
+        size = 0
         while size < FETCH_BYTES and reader.offset < leader.words[HWM]:
             found = reader.next()
             if found is None:
@@ -264,24 +265,28 @@ class Replicas(Log):
         self.reading(broker)
         return copies
 
-    def _copy(self, follower: PartitionLog, place: int, copies: list[Copy]) -> None:
+    def _copy(self, follower: PartitionLog, place: int, copies: list[Pending]) -> None:
         """Under the follower's log lock, with the leadership looked at after it was taken and the leader's log was read."""
         words = follower.words
         if self.leadership[PLACE] != place or words[ALIGNED] != epoch_of(place):
             raise MovedError
         follower._settle_if_changed(for_append=True)
-        for copy in copies:
-            offset = copy.base_offset
-            if offset < words[END]:
-                continue  # another process was faster
-            if offset > words[END]:
-                return
-            if copy.epoch != words[EPOCH]:
+        copies = [copy for copy in copies if copy.base_offset >= words[END]]  # another process may have been faster
+        while copies and copies[0].base_offset == words[END]:
+            first = copies[0]
+            if first.epoch != words[EPOCH]:
                 leader = self.on(leader_of(place))
-                follower.begin_epoch(copy.epoch, leader.leader_epochs().start_of(copy.epoch))
-            if copy.attributes & CONTROL:
-                follower.producers._exact_states()
-            follower._append(copy)
+                follower.begin_epoch(first.epoch, leader.leader_epochs().start_of(first.epoch))
+            run = 0
+            while run < len(copies) and copies[run].epoch == first.epoch and not copies[run].attributes & TRANSACTIONAL:
+                run += 1
+            if run > 1:
+                follower.append_copies(copies[:run])
+            else:
+                if first.attributes & CONTROL:
+                    follower.producers._exact_states()
+                follower._append(first)
+            copies = copies[max(run, 1) :]
 
     def _align(self, follower: PartitionLog, place: int, timeout: float) -> None:
         """Compare a follower's log with the leader's, epoch by epoch, and cut it where they differ (never at its high watermark)."""
