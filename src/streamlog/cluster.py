@@ -430,7 +430,8 @@ class Cluster:
         from streamlog._client import broker_admin
 
         self._refreshed()
-        self._home.controller.stop(broker_admin.checked(self._home, broker), self.timeout)
+        number = broker_admin.checked(self._home, broker)
+        self._home.controller.stop(number, self.timeout)
 
     def start_broker(self, broker: int) -> None:
         """Bring back a broker that was stopped or failed; when this returns its replicas have caught up, unless a warning says otherwise.
@@ -440,7 +441,8 @@ class Cluster:
         from streamlog._client import broker_admin
 
         self._refreshed()
-        self._home.controller.start(broker_admin.checked(self._home, broker), self.timeout)
+        number = broker_admin.checked(self._home, broker)
+        self._home.controller.start(number, self.timeout)
         from streamlog._replica import administration
 
         administration.spread_internal(self._home, self.timeout)  # of topics that were made while it was out

@@ -483,7 +483,7 @@ class Producer(Accumulator):
                 self._manager.close(max(0.0, deadline - monotonic()))
             while not self._home.closed and (self._aside or any(lane.queue for lane in list(self._active))):
                 self.flush(max(0.0, deadline - monotonic()))
-            if not self._acks_all and not self._home.closed:
+            if self._gives_way and not self._acks_all and not self._home.closed:
                 self._home.fetcher.pay(max(0.0, deadline - monotonic()))  # followers copy what is in leaders' logs only (H42)
         finally:
             self._abandon("close() was called")

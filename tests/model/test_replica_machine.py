@@ -97,7 +97,7 @@ class Replicas(RuleBasedStateMachine):
 
     @rule()
     def probe(self) -> None:
-        self.attempt(self.cluster._home.look_after_replicas)
+        self.attempt(self.cluster._home.controller.look_after)
 
     @rule()
     def elect(self) -> None:

@@ -173,7 +173,7 @@ def test_a_follower_whose_disk_fails_holds_nobody_up(place: Path) -> None:
         assert follower not in log_of(cluster).state.in_sync
         disks.heal()
         time.sleep(0.15)
-        cluster._home.look_after_replicas()  # the probe finds that it works again
+        cluster._home.controller.look_after()  # the probe finds that it works again
         assert_equal_replicas(log_of(cluster))
 
 

@@ -35,8 +35,8 @@ from streamlog._log.fold import packed
 from streamlog._os import process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
+from streamlog._replica.again import starting_over
 from streamlog._replica.home import Home
-from streamlog._replica.replicated import starting_over
 from streamlog.errors import StreamlogError, UnstableOffsetCommitError
 from streamlog.types import TopicPartition
 

@@ -30,8 +30,8 @@ from streamlog._os.clock import left, monotonic
 from streamlog._os.files import PAGE
 from streamlog._os.locks import TRANSACTION, ByteLock, LockFile, under
 from streamlog._os.mapping import Page
+from streamlog._replica.again import starting_over
 from streamlog._replica.home import Home
-from streamlog._replica.replicated import starting_over
 from streamlog.errors import (
     ConcurrentTransactionsError,
     CorruptRecordError,

@@ -190,6 +190,10 @@ class PartitionLog(Log):
         """This very log."""
         return self
 
+    def used_replicas(self) -> dict[int, PartitionLog]:
+        """This very log, of the only broker."""
+        return {0: self}
+
     # ---- what this process knows of the active segment: counts only while `_known` is what the slot says ---------------
 
     def forget(self) -> None:

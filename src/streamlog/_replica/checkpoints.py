@@ -13,7 +13,6 @@ from streamlog._format import names
 from streamlog._log.state import SYNCED
 from streamlog._os.locks import SYNC, ByteLock, under
 from streamlog._replica.metadata import TOPIC_ID
-from streamlog._replica.replicated import ReplicatedLog
 
 Offsets = dict[tuple[str, int], int]
 _LOCKS = 1 << 20  # bytes of `cluster.lock` from here on are the locks of brokers' checkpoints
@@ -25,10 +24,9 @@ def save(home: Home, timeout: float) -> None:
     marks: dict[int, Offsets] = {}
     for number, replica in home.used_replicas():
         points.setdefault(number, {})[replica.topic_id.hex(), replica.partition] = replica.words[SYNCED]
-    for log in home.all_logs():
-        if isinstance(log, ReplicatedLog):
-            for number in log.used_replicas():
-                marks.setdefault(number, {})[log.topic_id.hex(), log.partition] = log.high_watermark
+    for log in home.replicated_logs():
+        for number in log.used_replicas():
+            marks.setdefault(number, {})[log.topic_id.hex(), log.partition] = log.high_watermark
     for number in {*points, *marks} & {number for number, broker in home.brokers.items() if broker.lock_file is not None}:
         broker = home.brokers[number]
         due = any(offset > broker.recovery_points.get(key, 0) for key, offset in points.get(number, {}).items())

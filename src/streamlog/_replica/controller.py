@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from streamlog._log.state import EPOCH, HWM
 from streamlog._os.clock import monotonic
 from streamlog._replica import election
-from streamlog._replica.election import NOBODY, PartitionState
+from streamlog._replica.election import NOBODY, PartitionState, change_record
 from streamlog._replica.leadership import PLACE, VERSION, leader_of
 from streamlog._replica.metadata import FAILED, ONLINE, STOPPED
 from streamlog.errors import (
@@ -240,6 +240,28 @@ class Controller:
             except (StreamlogError, OSError):
                 continue  # not yet
 
+    def look_after(self) -> bool:
+        """Once a second, in the fetcher: replicas that are not in sync, records that are owed, brokers that failed.  Whether there was any."""
+        home, metadata = self._home, self._metadata
+        if metadata.changed():
+            home.refresh(1.0)
+        found = any(broker.state == FAILED for broker in metadata.brokers.values())
+        if found:
+            self.probe()
+        alive = self.alive()
+        for log in home.replicated_logs():
+            state = metadata.partitions.get((log.topic_id, log.partition))
+            if state is None or not log.leadership[VERSION]:
+                continue
+            for broker in state.replicas:
+                if broker in alive and broker not in state.in_sync and state.leader >= 0:
+                    found = True
+                    self.bring_in(log, broker, 0.1)
+            if log.debt():
+                found = True
+                home.fetcher.owe(log)
+        return found
+
     # ---- in-sync sets ------------------------------------------------------------------------------------------------------------
 
     def shrink(self, log: ReplicatedLog, broker: int, reason: str, timeout: float) -> None:
@@ -398,12 +420,3 @@ def _warn(message: str, *args: object) -> None:
     import logging  # here: 6 ms of a cold start
 
     logging.getLogger("streamlog").warning(message, *args)
-
-
-def change_record(key: tuple[bytes, int], state: PartitionState) -> list[Any]:
-    """The metadata record of what a partition is now."""
-    return ["PartitionChangeRecord", *key, *map(_packed, state)]
-
-
-def _packed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

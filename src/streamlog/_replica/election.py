@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from typing import Any
 
 from streamlog.types import NamedTuple
 
@@ -138,3 +139,12 @@ def assignment(partitions: range, factor: int, brokers: Sequence[int], start: in
         others = [brokers[(first + 1 + (shift + k) % (count - 1)) % count] for k in range(factor - 1)] if count > 1 else []
         found.append((brokers[first], *others))
     return found
+
+
+def change_record(key: tuple[bytes, int], state: PartitionState) -> list[Any]:
+    """The metadata record of what a partition is now."""
+    return ["PartitionChangeRecord", *key, *map(_packed, state)]
+
+
+def _packed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -81,7 +81,7 @@ class Fetcher:
             if now >= next_round:
                 next_round = now + _ROUND
                 try:
-                    if home.look_after_replicas():
+                    if home.controller.look_after():
                         last_work = now
                 except (StreamlogError, OSError):
                     pass  # the next round tries again

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from streamlog._replica.controller import Controller
+    from streamlog._replica.fetcher import Fetcher
+    from streamlog._replica.quorum import Quorum
+    from streamlog._replica.replicated import ReplicatedLog
+
 from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log.log import Log
@@ -25,16 +30,12 @@ from streamlog._os.clock import Clock, monotonic, sleep
 from streamlog._os.files import FileSystem
 from streamlog._os.locks import METADATA, PARTITION, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
-from streamlog._replica import checkpoints, description, leadership
+from streamlog._replica import description, leadership
 from streamlog._replica import metadata as metadata_log
 from streamlog._replica.brokers import Broker, read_properties
-from streamlog._replica.controller import Controller, change_record
 from streamlog._replica.description import FORMAT_VERSION, Description
-from streamlog._replica.election import created
-from streamlog._replica.fetcher import Fetcher
+from streamlog._replica.election import change_record, created
 from streamlog._replica.metadata import Metadata, TopicMetadata
-from streamlog._replica.quorum import Quorum
-from streamlog._replica.replicated import ReplicatedLog
 from streamlog.config import ClusterConfig
 from streamlog.errors import (
     ClosedError,
@@ -78,6 +79,10 @@ class TopicFiles:
 class Home:
     """An open cluster directory.  Safe to share between threads; not between a process and its fork."""
 
+    fetcher: Fetcher
+    controller: Controller
+    """Both only where there are several brokers."""
+
     def __init__(
         self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool,
         brokers: int | list[str] | None = None,
@@ -99,8 +104,6 @@ class Home:
         self.met_transaction: Callable[[Log], None] = _nothing
         """Called now and then for a log with an open transaction: its producer may be dead."""
         self._lock_files: list[LockFile] = []
-        self.fetcher = Fetcher(self)
-        self.controller = Controller(self)
         try:
             self._enter(create, config, None if brokers is None else description.paths(path, brokers), timeout)
         except BaseException:
@@ -125,6 +128,10 @@ class Home:
         self.bell = Bell(self._page, _BELL * 2)
         lock = ByteLock(self.run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
         if self.is_replicated:
+            from streamlog._replica.controller import Controller  # here: a third of a cold start, which one broker does without
+            from streamlog._replica.fetcher import Fetcher
+
+            self.fetcher, self.controller = Fetcher(self), Controller(self)
             self.fs = files.letting_go(self.fs)  # a disk that hangs must not keep the interpreter (H40)
             self.quorum = self._make_quorum(lock)
             self.metadata = Metadata(self.quorum, lock, quorum=True)
@@ -165,6 +172,8 @@ class Home:
         if len(self.brokers) == 2:
             self._make_home_copy()
         lock_byte = names.lock_bytes(metadata_log.TOPIC_ID) + 2
+        from streamlog._replica.quorum import Quorum
+
         return Quorum(
             self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
             lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_out, self.config.replica_lag_time_max_ms,
@@ -408,9 +417,7 @@ class Home:
 
     def replicated(self, topic: TopicMetadata, partition: int, timeout: float) -> ReplicatedLog:
         """The log of a partition, with several brokers."""
-        found = self.log(topic, partition, timeout)
-        assert isinstance(found, ReplicatedLog)
-        return found
+        return self.log(topic, partition, timeout)  # type: ignore[return-value]
 
     def log(self, topic: TopicMetadata, partition: int, timeout: float) -> PartitionLog | ReplicatedLog:
         """The log of a partition; its slot and lock are opened, its files are not.  Raises UnknownTopicOrPartitionError."""
@@ -490,6 +497,8 @@ class Home:
             return made
 
     def _make_replicated(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float) -> ReplicatedLog:
+        from streamlog._replica.replicated import ReplicatedLog
+
         lock_byte = names.lock_bytes(topic.topic_id) + 4 * partition + 2
         return ReplicatedLog(
             self, topic.name, topic.topic_id, partition, self._leadership(found, partition, timeout), self._partition_locks, lock_byte,
@@ -539,7 +548,7 @@ class Home:
             found = self._topics.pop(topic_id, None)
             if found is not None:
                 for log in found.logs.values():
-                    for replica in _replicas(log):
+                    for replica in log.used_replicas().values():
                         self._open_logs.pop(replica, None)
                     log.release_files()
                 for key in [key for key in list(self._sources) if key[0].topic_id == topic_id]:
@@ -573,13 +582,14 @@ class Home:
         for found in list(self._topics.values()):
             yield from list(found.logs.values())
 
+    def replicated_logs(self) -> list[ReplicatedLog]:
+        """Of several brokers the logs that this process has used."""
+        return list(self.all_logs()) if self.is_replicated else []  # type: ignore[arg-type]
+
     def used_replicas(self) -> Iterator[tuple[int, PartitionLog]]:
         """Brokers and replicas that this process has used, those of the metadata included."""
         for log in self.all_logs():
-            if isinstance(log, ReplicatedLog):
-                yield from log.used_replicas().items()
-            else:
-                yield 0, log
+            yield from log.used_replicas().items()
         if self.quorum is not None:
             yield from self.quorum.used_replicas().items()
 
@@ -605,7 +615,7 @@ class Home:
         if self.is_replicated:
             if now >= self._next_save:
                 self._next_save = now + _SAVE
-                checkpoints.save(self, 0.0)
+                self._save_checkpoints(0.0)
             self.fetcher.wake()
 
     def _check_brokers(self) -> None:
@@ -630,6 +640,11 @@ class Home:
         """Raise ClosedError or what closed us."""
         if self.closed:
             raise ClosedError(f"{self.path}: {self.closed}")
+
+    def _save_checkpoints(self, timeout: float) -> None:
+        from streamlog._replica import checkpoints  # here: opening needs none
+
+        checkpoints.save(self, timeout)
 
     def checkpointed_high_watermark(self, topic_id: bytes, partition: int) -> int:
         """What was shown of a partition before the boot, as far as a broker remembers."""
@@ -687,27 +702,6 @@ class Home:
         if self.quorum is not None:
             under(self.metadata._lock, timeout, self.quorum.rejoin, number, timeout)
 
-    def look_after_replicas(self) -> bool:
-        """Once a second, in the fetcher: replicas that are not in sync, followers that lag, brokers that failed.  Whether there was any."""
-        if self.metadata.changed():
-            self.refresh(1.0)
-        found = any(broker.state == metadata_log.FAILED for broker in self.metadata.brokers.values())
-        if found:
-            self.controller.probe()
-        alive = self.controller.alive()
-        for log in [log for log in self.all_logs() if isinstance(log, ReplicatedLog)]:
-            state = self.metadata.partitions.get((log.topic_id, log.partition))
-            if state is None or not log.leadership[leadership.VERSION]:
-                continue
-            for broker in state.replicas:
-                if broker in alive and broker not in state.in_sync and state.leader >= 0:
-                    found = True
-                    self.controller.bring_in(log, broker, 0.1)
-            if log.debt():
-                found = True
-                self.fetcher.owe(log)
-        return found
-
     # ---- leaving ---------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -716,8 +710,9 @@ class Home:
             if not self.closed:
                 self.closed = "closed"
                 try:
-                    self.fetcher.pay(1.0)
-                    checkpoints.save(self, 1.0)
+                    if self.is_replicated:
+                        self.fetcher.pay(1.0)
+                    self._save_checkpoints(1.0)
                 except (StreamlogError, OSError):
                     pass  # derived: it only spares a scan
                 self._page.words[_PROCESSES + self._process] = 0
@@ -726,7 +721,8 @@ class Home:
     def abandon(self) -> None:
         """Close all descriptors, unlocking nothing by name: a forked child's copies are its parent's locks (H22)."""
         self.closed = self.closed or "closed"
-        self.fetcher.stop()
+        if "fetcher" in self.__dict__:
+            self.fetcher.stop()
         for broker in self.brokers.values():
             broker.close()
         if self.quorum is not None:
@@ -772,17 +768,14 @@ class _HomeLog(PartitionLog):
             home.opened(self)
 
 
-def _replicas(log: PartitionLog | ReplicatedLog) -> list[PartitionLog]:
-    return list(log.used_replicas().values()) if isinstance(log, ReplicatedLog) else [log]
-
-
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     for home in list(_homes):
         home._lock = RLock()
-        home.fetcher.forget_threads()
+        if "fetcher" in home.__dict__:
+            home.fetcher.forget_threads()
         home.closed = "it belongs to the process that this one was forked from"
         home.abandon()
     _homes.clear()

@@ -12,7 +12,6 @@ from _thread import get_ident
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
 
     from streamlog._log.partition import LogSettings, PartitionLog, Pending
     from streamlog._log.state import Slot
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from streamlog._replica.election import PartitionState
     from streamlog._replica.home import Home
 
-    R = TypeVar("R")
 
 from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE
@@ -34,6 +32,7 @@ from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
 from streamlog._replica import leadership
+from streamlog._replica.again import NeedsControllerError
 from streamlog._replica.leadership import APPLYING, EPOCH_START, FORMER, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
 from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import (
@@ -54,23 +53,6 @@ BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryErr
 """What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
 DAMAGED = (CorruptRecordError, UnsupportedFormatError)
 """What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
-
-
-class NeedsControllerError(NotLeaderOrFollowerError):
-    """An append inside another lock met something that only the controller can settle: let go, call `settle`, and start over (H19)."""
-
-    def __init__(self, message: str, settle: Callable[[], object]) -> None:
-        super().__init__(message)
-        self.settle = settle
-
-
-def starting_over(function: Callable[..., R], *args: Any) -> R:
-    """Call what takes locks and appends inside; where that needs the controller it lets go, has it act, and starts over."""
-    while True:
-        try:
-            return function(*args)
-        except NeedsControllerError as need:
-            need.settle()
 
 
 class ReplicatedLog(Replicas):

@@ -10,8 +10,7 @@ from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log import segment
 from streamlog._os import files, process
-from streamlog._replica.controller import change_record
-from streamlog._replica.election import assignment, created
+from streamlog._replica.election import assignment, change_record, created
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog._replica.metadata import Metadata, TopicMetadata
