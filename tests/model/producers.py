@@ -4,18 +4,18 @@ Two processes, each with a producer, append to one log.  Appends are broken off 
 next adopts what is whole; segments roll; anyone takes snapshots; the log is cut (a restored copy) while processes live; processes die.
 Each locked section is one step, with a choice where it is broken off: its inside is the matter of append.py.
 
-    python producers.py                  search with every rule in force
-    python producers.py --without RULE   the shortest counterexample without it
+    python -m model.producers                  search with every rule in force
+    python -m model.producers --without RULE   the shortest counterexample without it
 """
 
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from model.search import BrokenError, search
 from streamlog._log.producer_state import SEQUENCES, ProducerStates
 from streamlog.errors import InvalidProducerEpochError, OutOfOrderSequenceError
 
@@ -67,6 +67,7 @@ class State(NamedTuple):
     cut: frozenset[tuple[int, int]] = frozenset()  # producer and number of what a cut took away
 
 
+LIMIT = 1_000_000  # states
 BREAK, GIVE_UP, CUT, ROLL, SNAPSHOT = range(5)
 NOWHERE, BEFORE, BYTES, PUBLISHED, NOTED = range(5)  # where an append is broken off
 INSTANCES = {  # batches of each producer; how often there may be a break, a giving up, a cut, a roll, a snapshot
@@ -76,15 +77,12 @@ INSTANCES = {  # batches of each producer; how often there may be a break, a giv
 }
 
 
-class BrokenError(Exception):
-    """A property does not hold."""
-
-
 class Model:
-    """The protocol; `rules` are in force."""
+    """The protocol, from where an instance starts; `rules` are in force."""
 
-    def __init__(self, rules: frozenset[str], batches: int) -> None:
-        self.rules, self.batches = rules, batches
+    def __init__(self, rules: frozenset[str], instance: str) -> None:
+        self.batches, left = INSTANCES[instance]
+        self.rules, self.start = rules, State(left=left)
 
     # ---- the protocol ----------------------------------------------------------------------------------------------------------
 
@@ -219,55 +217,33 @@ class Model:
             log=s.log[:end], published=end, leader_epoch=s.leader_epoch + 1, segments=(*segments, (end, 10 + s.leader_epoch)), cut=s.cut | gone,
         )  # fmt: skip
 
+    @staticmethod
+    def canonical(s: State) -> State:
+        """As it is."""
+        return s
 
-def check(s: State) -> None:
-    """Each batch once, in order; what was told is where it was told."""
-    names = [(batch[0], batch[3]) for batch in s.log]
-    if len(set(names)) != len(names):
-        raise BrokenError(f"a batch is there twice: {names}")
-    for who, client in enumerate(s.clients):
-        places = [(epoch, sequence) for producer, sequence, epoch, _ in s.log if producer == who]
-        begins = places if any(producer == who for producer, _ in s.cut) else [(-1, 0), *places]  # where all was cut it may begin anywhere
-        for before, after in pairwise(begins):
-            if after != ((before[0], before[1] + 1) if after[0] == before[0] else (max(after[0], before[0] + 1), 0)):
-                raise BrokenError(f"sequences of producer {who} have a gap: {places}")
-        own = [number for producer, number in names if producer == who]
-        if own != sorted(own):
-            raise BrokenError(f"out of order: {own} of producer {who}")
-        for number, offset in client.told:
-            if (who, number) not in s.cut and (offset >= len(s.log) or names[offset] != (who, number)):
-                raise BrokenError(f"batch {number} of producer {who} was told {offset}: {names}")
-
-
-def search(instance: str, rules: frozenset[str], limit: int = 1_000_000) -> tuple[int, list[str]]:
-    """States seen, and the shortest way to one that breaks a property; empty: there is none."""
-    batches, left = INSTANCES[instance]
-    model, start = Model(rules, batches), State(left=left)
-    came: dict[State, tuple[State, str] | None] = {start: None}
-    queue = deque([start])
-    while queue:
-        s = at = queue.popleft()
-        try:
-            for name, after in model.steps(s):
-                if after not in came:
-                    came[after] = s, name
-                    at = after
-                    check(after)
-                    queue.append(after)
-                    at = s
-        except BrokenError as error:
-            way = [str(error)]
-            while (step := came[at]) is not None:
-                at, done = step
-                way.append(done)
-            return len(came), way[::-1]
-        if len(came) > limit:
-            raise AssertionError(f"more than {limit} states")
-    return len(came), []
+    @staticmethod
+    def check(s: State) -> None:
+        """Each batch once, in order; what was told is where it was told."""
+        names = [(batch[0], batch[3]) for batch in s.log]
+        if len(set(names)) != len(names):
+            raise BrokenError(f"a batch is there twice: {names}")
+        for who, client in enumerate(s.clients):
+            places = [(epoch, sequence) for producer, sequence, epoch, _ in s.log if producer == who]
+            begins = places if any(producer == who for producer, _ in s.cut) else [(-1, 0), *places]  # where all was cut it may begin anywhere
+            for before, after in pairwise(begins):
+                if after != ((before[0], before[1] + 1) if after[0] == before[0] else (max(after[0], before[0] + 1), 0)):
+                    raise BrokenError(f"sequences of producer {who} have a gap: {places}")
+            own = [number for producer, number in names if producer == who]
+            if own != sorted(own):
+                raise BrokenError(f"out of order: {own} of producer {who}")
+            for number, offset in client.told:
+                if (who, number) not in s.cut and (offset >= len(s.log) or names[offset] != (who, number)):
+                    raise BrokenError(f"batch {number} of producer {who} was told {offset}: {names}")
 
 
 if __name__ == "__main__":
     without = sys.argv[2:] if sys.argv[1:2] == ["--without"] else []
     for name in INSTANCES:
-        count, way = search(name, frozenset(RULES) - set(without))
+        count, way = search(Model(frozenset(RULES) - set(without), name), LIMIT)
         print(f"{name}: {count} states", *way, sep="\n    ")

@@ -157,7 +157,8 @@ def test_h40_a_writer_that_comes_back_from_a_hung_disk_publishes_nothing(place: 
         with pytest.raises(MovedError):
             log.write(pending(b"later"), old, 1.0)
         with pytest.raises(MovedError):
-            log.fetch(log.state.replicas[2], old, 1.0) or log._copy
+            log.fetch(log.state.replicas[2], old, 1.0)
+        with pytest.raises(MovedError):
             log.locked(log.on(log.state.replicas[2]), 1.0, log._copy, old, [])
         assert values_of(cluster) == [b"a", b"b"]
         assert_equal_replicas(log)

@@ -4,10 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamlog._replica import election
-from streamlog._replica.election import NOBODY, PartitionState, after_boot, assignment, created, elected, failed, joined, without
+from streamlog._replica.election import NOBODY, PartitionState, after_boot, assignment, changed, created, elected, joined, without
 
 STATE = PartitionState((2, 0, 1), 2, 5, (0, 1, 2))
+
+
+def failed(state: PartitionState, broker: int, alive: set[int], min_in_sync: int, *, unclean: bool) -> PartitionState:
+    """What the controller makes of a broker's failure."""
+    return changed(state, **elected(without(state, broker, min_in_sync), alive, unclean=unclean)._asdict())
 
 
 def test_a_new_partition_is_led_by_its_first_replica() -> None:
@@ -47,7 +51,7 @@ def test_who_leaves_below_the_minimum_stays_eligible() -> None:
     assert (after.in_sync, after.eligible, after.leader) == ((1,), (0,), 1)
     after = failed(after, 1, set(), 2, unclean=False)
     assert (after.in_sync, after.eligible, after.leader) == ((), (0, 1), NOBODY)
-    after = election.changed(after, **elected(after, {0}, unclean=False)._asdict())
+    after = changed(after, **elected(after, {0}, unclean=False)._asdict())
     assert (after.in_sync, after.eligible, after.leader) == ((0,), (1,), 0)
     after = joined(after, 1, 2)
     assert (after.in_sync, after.eligible) == ((0, 1), ())
@@ -99,7 +103,7 @@ def test_what_holds_whatever_happens(min_in_sync: int, events: list[tuple[str, i
             state = failed(state, broker, alive, min_in_sync, unclean=False)
         elif what == "return":
             alive |= {broker}
-            state = election.changed(state, **elected(state, alive, unclean=False)._asdict())
+            state = changed(state, **elected(state, alive, unclean=False)._asdict())
         elif what == "join" and broker in alive and state.leader != NOBODY:
             ends[broker] = ends[state.leader]
             state = joined(state, broker, min_in_sync)

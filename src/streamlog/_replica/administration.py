@@ -102,12 +102,12 @@ def add_second(home: Home, path: str | None) -> None:
 
 def spread_internal(home: Home, timeout: float) -> None:
     """Internal topics follow the number of brokers, up to three replicas."""
-    wanted = min(INTERNAL_REPLICAS, len(home.controller.alive()))
+    wanted, loads = min(INTERNAL_REPLICAS, len(home.controller.alive())), load(home)
     targets: dict[Key, tuple[int, ...]] = {}
     for key, state in home.metadata.partitions.items():
         topic = home.metadata.by_id[key[0]]
         if topic.name in names.INTERNAL_TOPICS and len(state.replicas) < wanted:
-            others = sorted(home.controller.alive() - set(state.replicas), key=lambda broker: (load(home)[broker], broker))
+            others = _least_loaded(home, loads, state.replicas)
             targets[key] = (*state.replicas, *others[: wanted - len(state.replicas)])
     if targets:
         reassign(home, targets, None, timeout)
@@ -120,6 +120,11 @@ def load(home: Home) -> dict[int, int]:
         for broker in state.replicas:
             found[broker] = found.get(broker, 0) + 1
     return found
+
+
+def _least_loaded(home: Home, loads: Mapping[int, int], without: Sequence[int]) -> list[int]:
+    """The brokers that are online, but for some, those with the fewest replicas first."""
+    return sorted(home.controller.alive().difference(without), key=lambda broker: (loads[broker], broker))
 
 
 def retire(home: Home, broker: int, progress: Callable[[int, int], None] | None, timeout: float) -> None:
@@ -137,11 +142,12 @@ def retire(home: Home, broker: int, progress: Callable[[int, int], None] | None,
     for key, state in metadata.partitions.items():
         if broker not in (*state.replicas, *state.target):
             continue
-        rest = tuple(member for member in (state.target or state.replicas) if member != broker)
-        others = sorted(home.controller.alive() - {broker, *rest}, key=lambda other: (loads[other], other))
+        wanted = state.target or state.replicas
+        rest = tuple(member for member in wanted if member != broker)
+        others = _least_loaded(home, loads, (broker, *rest))
         if others:
             loads[others[0]] += 1
-        at = (state.target or state.replicas).index(broker) if broker in (state.target or state.replicas) else len(rest)
+        at = wanted.index(broker) if broker in wanted else len(rest)
         targets[key] = (*rest[:at], *others[:1], *rest[at:])
         if not targets[key]:
             raise InvalidStateError(f"{_name(home, key)}: no other broker is online to take its only replica")
@@ -269,8 +275,7 @@ def _end_move(home: Home, key: Key, timeout: float) -> None:
             eligible=tuple(broker for broker in state.eligible if broker in state.target),
         )  # fmt: skip
         after = election.elected(after, home.controller.alive(), unclean=False, preferred=True)
-        floor = home.controller._floor(key, state) if after.leader != state.leader else 0
-        return {key: election.changed(state, floor, **after._asdict())}
+        return {key: home.controller._led_anew(key, state, after)}
 
     home.controller._decide(decide, timeout)
     for broker in dropped:

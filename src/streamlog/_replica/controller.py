@@ -88,6 +88,10 @@ class Controller:
         log = self._home.replicated(self._metadata.by_id[key[0]], key[1], 1.0)
         return max((log.on(broker).words[EPOCH] for broker in state.replicas), default=0)
 
+    def _led_anew(self, key: tuple[bytes, int], state: PartitionState, after: PartitionState) -> PartitionState:
+        """What a partition becomes by an election; another leader's epoch is above that of any log."""
+        return election.changed(state, self._floor(key, state) if after.leader != state.leader else 0, **after._asdict())
+
     def _reconcile(self, keys: Iterable[tuple[bytes, int]]) -> None:
         """Under the metadata lock, all folded: who was counted to join, and did not, is not counted any more."""
         for key in keys:
@@ -142,7 +146,7 @@ class Controller:
     def _leave(self, broker: int, state: str, reason: str, timeout: float) -> None:
         def records() -> list[list[Any]]:
             known = self._metadata.brokers.get(broker)
-            if known is None or known.state in (state, STOPPED) or (known.state == FAILED and state == FAILED):
+            if known is None or known.state in (state, STOPPED):
                 return []
             return [["BrokerRegistrationChangeRecord", broker, state, reason]]
 
@@ -199,7 +203,7 @@ class Controller:
                 after = election.without(after, broker, self._min_in_sync(key), lost=True)
             if state.leader == NOBODY:
                 after = election.elected(after, alive, unclean=self._unclean(key))
-            changes[key] = election.changed(state, self._floor(key, state) if after.leader != state.leader else 0, **after._asdict())
+            changes[key] = self._led_anew(key, state, after)
         return changes
 
     def catch_up(self, broker: int, timeout: float) -> None:
@@ -340,7 +344,7 @@ class Controller:
         def decide() -> dict[tuple[bytes, int], PartitionState]:
             state = self._state(key)
             after = election.elected(self._without_short(key, state), self.alive(), unclean=self._unclean(key))
-            return {} if after.leader == state.leader else {key: election.changed(state, self._floor(key, state), **after._asdict())}
+            return {} if after.leader == state.leader else {key: self._led_anew(key, state, after)}
 
         if leader_of(log.leadership[PLACE]) == NOBODY:
             self._decide(decide, timeout)
@@ -357,7 +361,7 @@ class Controller:
                 if unclean and state.leader != NOBODY:
                     continue
                 after = election.elected(self._without_short(key, state), self.alive(), unclean=unclean, preferred=not unclean)
-                changes[key] = election.changed(state, self._floor(key, state) if after.leader != state.leader else 0, **after._asdict())
+                changes[key] = self._led_anew(key, state, after)
             return changes
 
         self._decide(decide, timeout)

@@ -96,12 +96,6 @@ def elected(state: PartitionState, alive: Collection[int], *, unclean: bool, pre
     return state._replace(leader=NOBODY)
 
 
-def failed(state: PartitionState, broker: int, alive: Collection[int], min_in_sync: int, *, unclean: bool, floor: int = 0) -> PartitionState:
-    """A broker that has a replica failed; it is not among `alive`."""
-    after = elected(without(state, broker, min_in_sync), alive, unclean=unclean)
-    return changed(state, floor, **after._asdict())
-
-
 def after_boot(
     state: PartitionState, ends: dict[int, tuple[int, int]], high_watermark: int, min_in_sync: int, *, unclean: bool, floor: int
 ) -> PartitionState:

@@ -361,21 +361,23 @@ class Home:
 
     def _describe_anew(self) -> None:
         """Bring `cluster.json` in step with the metadata: it was lost, or brokers came and went."""
-        metadata = self.metadata
-        brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
-        found = Description(self.cluster_id, dict(metadata.cluster_config), brokers)
+        found = self._described()
         if found == self.description or get_ident() in locks.inside:
             return
         try:
-            under(metadata._lock, 1.0, self._write_description)
+            under(self.metadata._lock, 1.0, self._write_description)
         except (StreamlogError, OSError):
             return  # derived: the next look tries again
         self.description, self.config = found, ClusterConfig(found.config)
 
-    def _write_description(self) -> None:
+    def _described(self) -> Description:
+        """The cluster as the metadata have it."""
         metadata = self.metadata
         brokers = {number: description.absolute(self.path, broker.path) for number, broker in metadata.brokers.items()}
-        description.write(self.fs, self.path, Description(self.cluster_id, dict(metadata.cluster_config), brokers))
+        return Description(self.cluster_id, dict(metadata.cluster_config), brokers)
+
+    def _write_description(self) -> None:
+        description.write(self.fs, self.path, self._described())
 
     def _read_description(self) -> None:
         self.description = description.read(self.fs, self.path)

@@ -538,10 +538,8 @@ class ReplicatedLog(Replicas):
 
     def drop_replica(self, broker: int) -> None:
         """The partition has moved: a replica's directory goes.  One that cannot be removed now is a left-over, which the broker's start removes."""
-        replica = self._replicas.pop(broker, None)
-        if replica is None:
-            replica = self.on(broker)
-            self._replicas.pop(broker, None)
+        replica = self.on(broker)
+        self._replicas.pop(broker, None)
         replica.words[ALIGNED] = 0
         self.forget_sources()
         replica.close()
