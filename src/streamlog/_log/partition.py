@@ -272,11 +272,7 @@ class PartitionLog(Log):
             self._inside = True
             words[DIRTY] = self.pid  # up
             end = position + length
-            if position > SEGMENT_HEADER_SIZE and (
-                end > self._segment_bytes  # (Kafka's LogSegment.shouldRoll)
-                or batch.max_timestamp - words[FIRST_TIMESTAMP] > self._segment_ms
-                or offset + batch.count - self.base_offset > _OFFSET_SPAN
-            ):
+            if position > SEGMENT_HEADER_SIZE and self._rolls_before(batch, offset, position):
                 self._roll(offset, position)
                 end, position = SEGMENT_HEADER_SIZE + length, SEGMENT_HEADER_SIZE
             if end > self._reserved:
@@ -323,7 +319,7 @@ class PartitionLog(Log):
             self._inside = True
             while at < len(copies):
                 words[DIRTY] = self.pid  # up
-                if words[POSITION] > SEGMENT_HEADER_SIZE and self._rolls_before(copies[at], words[POSITION]):
+                if words[POSITION] > SEGMENT_HEADER_SIZE and self._rolls_before(copies[at], copies[at].base_offset, words[POSITION]):
                     self._roll(words[END], words[POSITION])
                 at += self._put_copies(copies[at:])
                 words[DIRTY] = 0  # down
@@ -332,11 +328,12 @@ class PartitionLog(Log):
             self._known = b""
             raise
 
-    def _rolls_before(self, batch: Pending, position: int) -> bool:
+    def _rolls_before(self, batch: Pending, offset: int, position: int) -> bool:
+        """Whether a segment that has records is left before this batch (Kafka's LogSegment.shouldRoll)."""
         return bool(
             position + BATCH_HEADER_SIZE + len(batch.columns) > self._segment_bytes
             or batch.max_timestamp - self.words[FIRST_TIMESTAMP] > self._segment_ms
-            or batch.base_offset + batch.count - self.base_offset > _OFFSET_SPAN
+            or offset + batch.count - self.base_offset > _OFFSET_SPAN
         )
 
     def _put_copies(self, copies: list[Pending]) -> int:
@@ -348,7 +345,7 @@ class PartitionLog(Log):
         entries: list[bytes] = []
         ends: list[int] = []
         for batch in copies:
-            if pieces and self._rolls_before(batch, position):
+            if pieces and self._rolls_before(batch, batch.base_offset, position):
                 break
             if position == SEGMENT_HEADER_SIZE:
                 words[FIRST_TIMESTAMP] = batch.base_timestamp
