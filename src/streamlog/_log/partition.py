@@ -592,6 +592,10 @@ class PartitionLog(Log):
         self._listing = (-1, [])
         self._settle_if_changed(for_append=False)
 
+    def void(self) -> None:
+        """The directory is about to be removed or replaced: what the slot says counts for no directory, though the next has its inode."""
+        self.words[ALIGNED] = self.words[BOOT] = 0
+
     def revive(self) -> None:
         """Of a replica whose broker comes back: believe nothing that is not on its disk or in its slot.  Under the lock."""
         words = self.words

@@ -18,10 +18,10 @@ from streamlog._log.state import HWM
 from streamlog._os import files
 from streamlog._os.clock import left, monotonic, sleep
 from streamlog._os.locks import under
-from streamlog._replica import description, election, leadership
+from streamlog._replica import description, directories, election, leadership
 from streamlog._replica.brokers import make as make_broker
 from streamlog._replica.brokers import read_properties
-from streamlog._replica.topics import INTERNAL_REPLICAS, finish_deletions, make_replica
+from streamlog._replica.topics import INTERNAL_REPLICAS
 from streamlog.errors import (
     ConfigurationError,
     InvalidStateError,
@@ -38,33 +38,36 @@ _PAUSE = 0.01  # seconds between looks at a replica that catches up
 def add(home: Home, path: str | None, timeout: float) -> int:
     """Add a broker, empty; returns its id.  Internal topics get a replica there, up to three."""
     deadline = monotonic() + timeout
-    number = max(home.metadata.brokers) + 1
-    if number >= leadership.MAX_BROKERS:
-        raise ConfigurationError(f"a cluster has at most {leadership.MAX_BROKERS} brokers")
-    place = path or f"{home.path}/{names.broker(number)}"
-    if any(broker.path == place for broker in home.brokers.values()):
-        raise ConfigurationError(f"{place} is a broker of this cluster already")
-    if files.exists(f"{place}/{names.META_PROPERTIES}"):
-        found = read_properties(home.fs, place)
-        if found["cluster.id"] != home.cluster_id or found.get("broker.id") != str(number):
-            raise NotAClusterError(f"{place} is a broker of a cluster already")
-        directory_id = found.get("directory.id", "")  # an `add` that was cut short
-    else:
-        directory_id = make_broker(home.fs, place, number, home.cluster_id, home.path)
-    home.open_broker(number, place)
-    quorum = home.quorum
-    assert quorum is not None
-    under(home.metadata._lock, left(deadline), quorum.rejoin, number, left(deadline))  # before its copy counts
+    added: list[int] = []
 
     def decide() -> list[list[Any]]:
-        if number in home.metadata.brokers:
-            return []
+        number = max(home.metadata.brokers) + 1
+        place = path or f"{home.path}/{names.broker(number)}"
+        directory_id = _made_broker(home, number, place)
+        home.open_broker(number, place)
+        assert home.quorum is not None
+        home.quorum.rejoin(number, left(deadline))  # before its copy counts
+        added.append(number)
         return [["RegisterBrokerRecord", number, description.relative(home.path, place), directory_id]]
 
-    home.metadata.write(left(deadline), decide)
+    home.metadata.write(timeout, decide)
     home.follow_brokers()
     spread_internal(home, left(deadline))
-    return number
+    return added[0]
+
+
+def _made_broker(home: Home, number: int, place: str) -> str:
+    """Make the directory of a broker that is added, or take the one of an `add` that was cut short; returns its id.  Under the metadata lock."""
+    if number >= leadership.MAX_BROKERS:
+        raise ConfigurationError(f"a cluster has at most {leadership.MAX_BROKERS} brokers")
+    if any(description.absolute(home.path, broker.path) == place for broker in home.metadata.brokers.values()):
+        raise ConfigurationError(f"{place} is a broker of this cluster already")
+    if not files.exists(f"{place}/{names.META_PROPERTIES}"):
+        return make_broker(home.fs, place, number, home.cluster_id, home.path)
+    found = read_properties(home.fs, place)
+    if found["cluster.id"] != home.cluster_id or found.get("broker.id") != str(number):
+        raise NotAClusterError(f"{place} is a broker of a cluster already")
+    return found.get("directory.id", "")
 
 
 def add_second(home: Home, path: str | None) -> None:
@@ -232,17 +235,16 @@ def _check_target(home: Home, key: Key, target: Sequence[int]) -> None:
 
 
 def _begin_move(home: Home, key: Key, target: tuple[int, ...], timeout: float) -> None:
-    state = home.metadata.partitions[key]
     topic = home.metadata.by_id[key[0]]
-    for broker in target:
-        if broker not in state.replicas:
-            make_replica(home, topic.name, key[0], key[1], broker)
-            home.fs.sync_dir(home.brokers[broker].path)
 
     def decide() -> dict[Key, PartitionState]:
         now = home.metadata.partitions.get(key)
         if now is None:
             raise UnknownTopicOrPartitionError(f"topic {topic.name!r} was deleted")
+        for broker in target:
+            if broker not in now.replicas:
+                directories.make(home, topic.name, key[0], key[1], broker)
+                home.fs.sync_dir(home.brokers[broker].path)
         replicas = (*target, *(broker for broker in now.replicas if broker not in target))
         return {key: election.changed(now, replicas=replicas, target=target)}
 
@@ -278,8 +280,10 @@ def _end_move(home: Home, key: Key, timeout: float) -> None:
         return {key: home.controller._led_anew(key, state, after)}
 
     home.controller._decide(decide, timeout)
-    for broker in dropped:
-        home.replicated(home.metadata.by_id[key[0]], key[1], timeout).drop_replica(broker)
+    topic = home.metadata.by_id.get(key[0])
+    for broker in dropped if topic is not None else ():
+        assert topic is not None
+        home.replicated(topic, key[1], timeout).drop_replica(broker, timeout)
 
 
 def _progress(home: Home, logs: Mapping[Key, ReplicatedLog], targets: Mapping[Key, Sequence[int]]) -> tuple[int, int]:
@@ -301,25 +305,7 @@ def reformat(home: Home, broker: int, timeout: float) -> None:
     deadline = monotonic() + timeout
     metadata = home.metadata
     home.controller._known(broker)
-    if metadata.brokers[broker].is_online:
-        raise InvalidStateError(f"broker {broker} is online; stop it first")
-    path = home.brokers[broker].path
-    alone = [_name(home, key) for key, state in metadata.partitions.items() if {*state.in_sync, *state.eligible} == {broker}]
-    if alone:
-        raise InvalidStateError(f"broker {broker} is the only one with records of {', '.join(sorted(alone)[:5])}: they would be lost")
-    home.brokers[broker].close()
-    if files.is_directory(path) and not files.exists(f"{path}/{names.META_PROPERTIES}"):
-        for name in home.fs.listdir(path):
-            if names.parse_partition(name) is not None and files.is_directory(f"{path}/{name}"):
-                files.remove_directory(home.fs, f"{path}/{name}")
-            elif name in (names.RECOVERY_POINTS, names.HIGH_WATERMARKS):
-                home.fs.unlink(f"{path}/{name}")
-    if files.exists(f"{path}/{names.META_PROPERTIES}"):
-        home.brokers[broker].check_owner(home.cluster_id)
-        directory_id = read_properties(home.fs, path).get("directory.id", "")
-    else:
-        directory_id = make_broker(home.fs, path, broker, home.cluster_id, home.path)
-    home.open_broker(broker, path)
+    directory_ids: list[str] = []
 
     def decide() -> dict[Key, PartitionState]:
         changes = {}
@@ -331,13 +317,39 @@ def reformat(home: Home, broker: int, timeout: float) -> None:
 
     def records() -> list[list[Any]]:
         known = metadata.brokers[broker]
+        if known.is_online:
+            raise InvalidStateError(f"broker {broker} is online; stop it first")
+        alone = [_name(home, key) for key, state in metadata.partitions.items() if {*state.in_sync, *state.eligible} == {broker}]
+        if alone:
+            raise InvalidStateError(f"broker {broker} is the only one with records of {', '.join(sorted(alone)[:5])}: they would be lost")
+        directory_ids.append(_emptied(home, broker))
         return [
-            ["RegisterBrokerRecord", broker, known.path, directory_id],
+            ["RegisterBrokerRecord", broker, known.path, directory_ids[0]],
             ["BrokerRegistrationChangeRecord", broker, known.state, known.reason],
         ]
 
     home.controller._decide(decide, left(deadline), records)
     home.controller.start(broker, left(deadline))
+
+
+def _emptied(home: Home, broker: int) -> str:
+    """The directory of a broker, empty and open, with what is left of a former one removed; returns its id.  Under the metadata lock."""
+    path = home.brokers[broker].path
+    home.brokers[broker].close()
+    is_marked = files.exists(f"{path}/{names.META_PROPERTIES}")
+    if files.is_directory(path) and not is_marked:
+        for name in home.fs.listdir(path):
+            if names.parse_partition(name) is not None and files.is_directory(f"{path}/{name}"):
+                files.remove_directory(home.fs, f"{path}/{name}")
+            elif name in (names.RECOVERY_POINTS, names.HIGH_WATERMARKS):
+                home.fs.unlink(f"{path}/{name}")
+    if is_marked:
+        home.brokers[broker].check_owner(home.cluster_id)
+        directory_id = read_properties(home.fs, path).get("directory.id", "")
+    else:
+        directory_id = make_broker(home.fs, path, broker, home.cluster_id, home.path)
+    home.open_broker(broker, path)
+    return directory_id
 
 
 def repair(home: Home, timeout: float) -> dict[str, int]:
@@ -360,6 +372,6 @@ def repair(home: Home, timeout: float) -> dict[str, int]:
                 home.controller.bring_in(log, broker, left(deadline))
                 repaired[f"{log.name} on broker {broker}"] = before - kept
     for broker in sorted(home.controller.alive()):
-        finish_deletions(home, broker)
+        directories.sweep(home, broker, left(deadline))
     return repaired
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE
-from streamlog._log import partition as partition_log
 from streamlog._log import recovery
 from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
@@ -31,7 +30,7 @@ from streamlog._log.state import ALIGNED, BOOT, DEAD, END, HWM, SYNCED
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
-from streamlog._replica import leadership
+from streamlog._replica import directories, leadership
 from streamlog._replica.again import NeedsControllerError
 from streamlog._replica.leadership import APPLYING, EPOCH_START, FORMER, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
 from streamlog._replica.replicas import MovedError, Replicas
@@ -44,6 +43,7 @@ from streamlog.errors import (
     OffsetOutOfRangeError,
     StorageError,
     StorageFullError,
+    StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
     UnsupportedFormatError,
@@ -53,6 +53,7 @@ BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryErr
 """What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
 DAMAGED = (CorruptRecordError, UnsupportedFormatError)
 """What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
+_SHORT = 1.0  # seconds: for a lock under which no disk is touched
 
 
 class ReplicatedLog(Replicas):
@@ -517,35 +518,27 @@ class ReplicatedLog(Replicas):
         Returns whether its records are there; where the directory is not, an empty one is made.
         """
         replica = self.on(broker)
+        seen = directories.identity(self._home, replica.directory)
         try:
             under(replica.lock, timeout, replica.revive)
         except (DiskFailedError, FileNotFoundError, *DAMAGED):
             is_spare = any(member != broker for member in self.state.in_sync)
             if not is_spare and files.is_directory(replica.directory) and names.base_offsets(self.fs.listdir(replica.directory)):
                 raise
-            self.make_replica(broker)
+            directories.make_anew(self._home, self.topic, self._key, broker, seen, replica.void, timeout)
             under(replica.lock, timeout, replica.revive)
             return False
         return True
 
-    def make_replica(self, broker: int) -> None:
-        """Make an empty replica's directory, unless it is there."""
-        directory = self.on(broker).directory
-        if files.is_directory(directory):
-            files.remove_directory(self.fs, directory)
-        partition_log.create(self.fs, directory, self.topic_id, self.partition)
-        files.take_owner(directory, self._home.path)
-
-    def drop_replica(self, broker: int) -> None:
-        """The partition has moved: a replica's directory goes.  One that cannot be removed now is a left-over, which the broker's start removes."""
+    def drop_replica(self, broker: int, timeout: float) -> None:
+        """The partition has moved: a replica's directory goes.  One that cannot be removed now is a leftover, which `repair` removes."""
         replica = self.on(broker)
         self._replicas.pop(broker, None)
-        replica.words[ALIGNED] = 0
         self.forget_sources()
         replica.close()
         try:
-            files.remove_directory(self.fs, replica.directory)
-        except (OSError, StorageError):
+            directories.drop(self._home, self.topic, self._key, broker, replica.void, timeout)
+        except (OSError, StreamlogError):
             pass
 
     def damage_of(self, broker: int, timeout: float) -> CorruptRecordError | UnsupportedFormatError | None:
@@ -572,10 +565,13 @@ class ReplicatedLog(Replicas):
         if not files.is_directory(replica.directory):
             self.revive(broker, timeout)
         elif isinstance(error, DAMAGED) and error.path.startswith(f"{replica.directory}/"):
-            under(replica.lock, timeout, self._discard, replica, error.path.rpartition("/")[2])
+            under(replica.lock, timeout, self._discard, replica, broker, error.path.rpartition("/")[2])
 
-    def _discard(self, replica: PartitionLog, name: str) -> None:
-        replica.words[ALIGNED] = 0
+    def _discard(self, replica: PartitionLog, broker: int, name: str) -> None:
+        aligned, replica.words[ALIGNED] = replica.words[ALIGNED], 0  # first: from here on nobody lets it join the in-sync set
+        if under(self.lock, _SHORT, lambda: self.leadership[IN_SYNC] >> broker & 1):
+            replica.words[ALIGNED] = aligned  # it has joined meanwhile: the damage is looked at again
+            return
         bases = replica.segments()
         base = int(name[:20]) if name[:20].isdigit() else bases[0]
         offset = base

@@ -7,12 +7,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 from streamlog._format import names
-from streamlog._log import partition as partition_log
-from streamlog._log import segment
 from streamlog._os import files, process
+from streamlog._replica import directories
 from streamlog._replica.election import assignment, change_record, created
 from streamlog._replica.home import Home
-from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.errors import (
     InvalidPartitionsError,
@@ -82,6 +80,7 @@ def delete(home: Home, name: str, timeout: float) -> None:
     """Delete a topic and its records.  Commit step: the synced metadata record."""
     metadata = home.metadata
     doomed: list[TopicMetadata] = []
+    taken: list[str] = []
     states: dict[int, tuple[int, ...]] = {}
 
     def decide() -> list[list[Any]]:
@@ -104,16 +103,29 @@ def delete(home: Home, name: str, timeout: float) -> None:
                 try:
                     directory = home.directory(topic.name, number, broker)
                     if files.exists(directory):
-                        _discard(home, directory, names.deleted(name, number, topic.topic_id))
+                        taken.append(directories.take_away(home, directory, topic.topic_id))
                 except (StorageError, OSError):
                     if not home.is_replicated:
                         raise  # of several brokers one may be out: its next start finishes the deletion
         for broker in home.brokers:
-            finish_deletions(home, broker)
+            taken.extend(directories.take_leftovers(home, directories.leftovers(home, broker)))
         if held_up:
             raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
 
-    metadata.write(timeout, decide, act)
+    try:
+        metadata.write(timeout, decide, act)
+    finally:
+        _remove(home, taken)
+
+
+def _remove(home: Home, taken: list[str]) -> None:
+    """Remove what was taken away.  Of several brokers one may be out: its next start finishes the deletion."""
+    for directory in taken:
+        try:
+            directories.remove(home, [directory])
+        except (StorageError, OSError):
+            if not home.is_replicated:
+                raise
 
 
 def _check_collision(name: str, metadata: Metadata) -> None:
@@ -137,7 +149,7 @@ def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, fac
     """Make the directories of new partitions; returns the records of who has them, where there are several brokers."""
     if not home.is_replicated:
         for number in numbers:
-            make_replica(home, name, topic_id, number, 0)
+            directories.make(home, name, topic_id, number, 0)
         home.fs.sync_dir(home.brokers[0].path)
         return []
     alive = sorted(home.controller.alive())
@@ -148,60 +160,7 @@ def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, fac
     found = assignment(numbers, factor, alive, len(home.metadata.partitions) - numbers.start)
     for number, replicas in zip(numbers, found):
         for broker in replicas:
-            make_replica(home, name, topic_id, number, broker)
+            directories.make(home, name, topic_id, number, broker)
     for broker in alive:
         home.fs.sync_dir(home.brokers[broker].path)
     return [change_record((topic_id, number), created(replicas)) for number, replicas in zip(numbers, found)]
-
-
-def make_replica(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> None:
-    """Make the directory of a replica, empty."""
-    directory = home.directory(name, number, broker)
-    if files.exists(directory):  # of a topic whose creation or deletion was cut short
-        _discard(home, directory, names.deleted(name, number, process.random_bytes(16)))
-    partition_log.create(home.fs, directory, topic_id, number)
-    files.take_owner(directory, home.path)
-
-
-def _discard(home: Home, directory: str, new_name: str) -> None:
-    """Take a partition's directory out of the way, then remove it.  Readers that have it mapped go on reading."""
-    target = f"{directory.rpartition('/')[0]}/{new_name}"
-    home.fs.replace(directory, target)
-    files.remove_directory(home.fs, target)
-
-
-def finish_deletions(home: Home, number: int) -> None:
-    """Remove what creations and deletions that were cut short left behind on a broker."""
-    broker = home.brokers[number].path
-    try:
-        listing = home.fs.listdir(broker)
-    except OSError:
-        if not home.is_replicated:
-            raise
-        return
-    for name in listing:
-        directory, parsed = f"{broker}/{name}", names.parse_partition(name.removesuffix(names.DELETED).partition(".")[0])
-        if not files.is_directory(directory) or not _is_leftover(home, directory):
-            continue
-        if name.endswith(names.DELETED):
-            files.remove_directory(home.fs, directory)
-        elif parsed:
-            _discard(home, directory, names.deleted(*parsed, process.random_bytes(16)))
-
-
-def _is_leftover(home: Home, directory: str) -> bool:
-    """Whether a directory holds nothing but segments of topics, or partitions, that the metadata does not have."""
-    known = home.metadata.by_id
-    listing = home.fs.listdir(directory)
-    for name in listing:
-        if not name.endswith((names.LOG, names.INDEX, names.TRANSACTION_INDEX, names.SNAPSHOT, names.TEMPORARY, names.LEADER_EPOCHS)):
-            return False
-    for base in names.base_offsets(listing):
-        try:
-            header = segment.read_header(home.fs, f"{directory}/{names.log(base)}")
-        except (StorageError, OSError):
-            return False
-        owner = known.get(header.topic_id)
-        if header.topic_id == METADATA_TOPIC_ID or (owner is not None and header.partition < owner.partitions):
-            return False
-    return directory.endswith(names.DELETED) or bool(listing)
