@@ -76,6 +76,8 @@ class Pending:
 
     is_copy = False
     """Of a batch of the leader's: it is written as it stands, and nothing is asked."""
+    foreign = False
+    """Its producer id was given out elsewhere: whether it is in the log already is decided with everything folded."""
     acks_all = True
     """Acknowledged when all in-sync replicas have it, not just the leader."""
     placed: tuple[int, int] | None = None

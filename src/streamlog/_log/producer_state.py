@@ -3,11 +3,16 @@
 For each producer id: its epoch, and sequences, offset and time of its last five batches.  By that a batch that is sent again is answered
 with its first offset, and a gap in the sequences is refused.  And the transactions that are open: who wants to end one has to know all.
 
-Nobody but its producer writes a producer id.  So what this process appended itself is all that its next append has to know: it reads the
-log only where an append of its own was broken off (somebody may have adopted the batch), where the log goes on in another leader
-epoch (batches may have been cut away), and for a producer that is not known and does not begin at 0 (H20).  A marker is the exception:
-anybody may write it, and it is decided on with all folded.  One folds up to the published end without the lock, from the newest snapshot
-on or from what is known already; the last gap under it.
+A producer's state is the fold of the log, whoever appends to it.  One exception makes appends cheap (H20): a producer id that this process gave
+out is written by nobody else.  So what this process appended for its own producers is all that their next append has to know, and those
+entries alone may stand in the state beyond `offset`, up to which everything is folded.  The process reads the log for them only where an append
+of its own was broken off (somebody may have adopted the batch), where the log goes on in another leader epoch (batches may have been cut
+away), and for a producer that is not known and does not begin at 0.
+
+Everything else is decided on, and counted in, with all folded that is published: a marker, which anybody may write; a copy of a leader's
+batch, since any process copies any producer's batches; a batch of a `foreign` producer id, which was given out elsewhere and may come
+through another process the next time.  One folds up to the published end without the lock, from the newest snapshot on or from what is known
+already; the last gap under it.
 """
 
 from __future__ import annotations
@@ -283,18 +288,20 @@ class ProducerStateManager:
 
         Raises: OutOfOrderSequenceError, InvalidProducerEpochError; BehindError: fold without the lock, and try again.
         """
-        if batch.attributes & CONTROL:
-            states = self._exact_states()
-            return not states.check_marker(batch.producer[0], batch.producer[2])
         states, log = self.states, self._log
         producer_id, first, epoch = batch.producer
         entry = states.entries.get(producer_id)
-        if states.epoch == log.epoch and not self.broken_off and entry is not None and entry[0] == epoch and entry[1] == first:
-            return False  # as it nearly always is
-        if states.epoch < 0:
-            states.epoch = log.epoch  # the first look: nothing is known, so nothing can be stale
-        if states.epoch != log.epoch or self.broken_off or (first and entry is None):
-            states = self._install()
+        if batch.attributes & CONTROL:
+            return not self.exact().check_marker(producer_id, epoch)
+        if batch.foreign:
+            states = self.exact()
+        else:
+            if states.epoch == log.epoch and not self.broken_off and entry is not None and entry[0] == epoch and entry[1] == first:
+                return False  # as it nearly always is
+            if states.epoch < 0:
+                states.epoch = log.epoch  # the first look: nothing is known, so nothing can be stale
+            if states.epoch != log.epoch or self.broken_off or (first and entry is None):
+                states = self._install()
         found = states.check(batch.producer, batch.count)
         if found is None:
             return False
@@ -303,8 +310,8 @@ class ProducerStateManager:
             batch.base_timestamp = batch.max_timestamp = found[3]
         return True
 
-    def _exact_states(self) -> ProducerStates:
-        """All that is in the log, which is what a marker is decided on."""
+    def exact(self) -> ProducerStates:
+        """The fold of everything that is published.  Raises BehindError."""
         states, log = self.states, self._log
         end = log.words[END]
         if states.epoch == log.epoch and not self.broken_off and end - states.offset <= _SMALL_GAP:
@@ -324,15 +331,20 @@ class ProducerStateManager:
     def appended(self, batch: Pending, offset: int, position: int) -> None:
         """The batch is published; it ends at `position`."""
         states, producer = self.states, batch.producer
+        if states.epoch < 0 and offset == 0:
+            states.epoch = self._log.epoch
+        is_next = states.offset == offset and states.epoch == self._log.epoch
         if producer is not NO_PRODUCER:
-            if batch.attributes & CONTROL:
+            if batch.is_copy and not is_next:
+                pass  # not our own: a fold counts it in when somebody asks
+            elif batch.attributes & CONTROL:
                 states.mark(producer[0], producer[2], offset, batch.max_timestamp)
             else:
                 states.record(producer, batch.count, offset, batch.max_timestamp, batch.attributes & TRANSACTIONAL)
             if position - self._snapshot_at > SNAPSHOT_EVERY:
                 self.snapshot_is_due = self._snapshot_at >= 0
                 self._snapshot_at = position
-        if states.offset == offset:
+        if is_next:
             states.offset = offset + batch.count
         if self._expired:
             expired, self._expired = self._expired, {}

@@ -284,7 +284,7 @@ class Replicas(Log):
                 follower.append_copies(copies[:run])
             else:
                 if first.attributes & CONTROL:
-                    follower.producers._exact_states()
+                    follower.producers.exact()  # where the transaction began, and which are open after it
                 follower._append(first)
             copies = copies[max(run, 1) :]
 
