@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streamlog.producer import Producer
     from streamlog.types import (
         BrokerDescription,
+        Damage,
         GroupDescription,
         GroupListing,
         HangingTransaction,
@@ -171,7 +172,12 @@ class Cluster:
     process opens it again) and used after a fork (it opens itself again in the child on first use).
     """
 
-    def __init__(self, place: _Place, *, create: bool = True, options: Mapping[str, Any] | None = None, fs: FileSystem = LOCAL) -> None:
+    def __init__(
+        self, place: _Place, *, create: bool = True, options: Mapping[str, Any] | None = None, fs: FileSystem = LOCAL,
+        reads_metadata: bool = True,
+    ) -> None:  # fmt: skip
+        """`reads_metadata`: False for who repairs them."""
+        self._reads_metadata = reads_metadata
         self._place, self._options, self._fs = place, dict(options or {}), fs
         self.location = place.location
         self.timeout = 60.0
@@ -188,8 +194,9 @@ class Cluster:
         if not place.unsafe_filesystem:
             files.check_file_system(files.nearest_existing(place.path))
         self._home_of_process = Home(
-            self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away, brokers=place.brokers
-        )
+            self._fs, place.path, create=create, config=self._options, timeout=self.timeout, reserve=not place.throw_away, brokers=place.brokers,
+            reads_metadata=self._reads_metadata,
+        )  # fmt: skip
         cluster = weakref.ref(self)  # weakly: a cluster that is dropped goes at once
         self._home_of_process.met_transaction = lambda log: _see_to_transaction(cluster(), log)
 
@@ -222,7 +229,7 @@ class Cluster:
     def _refreshed(self) -> Metadata:
         """The metadata, with all folded that is on the disk."""
         metadata = self._home.metadata
-        if metadata.changed():
+        if metadata.changed() and self._reads_metadata:
             self._home.refresh(self.timeout)
         return metadata
 
@@ -505,13 +512,39 @@ class Cluster:
         administration.reformat(self._home, broker_admin.checked(self._home, broker), self.timeout)
 
     def repair(self) -> dict[str, int]:
-        """Read all replicas, and copy anew what is damaged; returns the damaged replicas, and how many records of each were copied."""
-        from streamlog._client import broker_admin
+        """Read all replicas, and copy anew what is damaged; returns the damaged replicas, and how many records of each were copied.
+
+        Raises: CorruptRecordError: there is no other copy of some records, as with one broker; `damage` and `repair_partition` are for that.
+        """
         from streamlog._replica import administration
 
         self._refreshed()
-        broker_admin.needs_several(self._home)
-        return administration.repair(self._home, self.timeout)
+        if self._home.is_replicated:
+            return administration.repair(self._home, self.timeout)
+        from streamlog._client import damage
+
+        damage.refuse(self._home, self.timeout)
+        return {}
+
+    def damage(self, topic: str, partition: int) -> list[Damage]:
+        """Read a partition; returns what of it cannot be read, in order."""
+        from streamlog._client import damage
+
+        self._refreshed()
+        return damage.of(self._home, topic, partition, self.timeout)
+
+    def repair_partition(self, topic: str, partition: int, *, keep: str) -> str:
+        """Go on without damaged records of which there is no other copy.
+
+        Args:   keep: "before": the log ends before the first damage, and what stands behind it goes; "behind": it begins behind the last
+                damage, and what stands before it goes.
+        Returns the directory into which the segments were copied first; "" where nothing is damaged.
+        Raises: InvalidStateError (with several brokers: `repair` copies from another one).
+        """
+        from streamlog._client import damage
+
+        self._refreshed()
+        return damage.repair(self._home, topic, partition, keep, self.timeout)
 
     def reassign_partitions(
         self, assignments: Mapping[Any, Sequence[int]], *, on_progress: Callable[[int, int], None] | None = None, timeout: float | None = None

@@ -240,6 +240,16 @@ class ClusterDescription(NamedTuple):
     pids: tuple[int, ...]
 
 
+class Damage(NamedTuple):
+    """Records of a partition that cannot be read: from `first_offset` to before `next_offset`, and why."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    reason: str
+
+
 class Finding(NamedTuple):
     """Something that `streamlog.check` found: the invariant's number in docs/invariants.md, the file, and what is wrong."""
 

@@ -785,7 +785,7 @@ def test_h39_what_a_power_cut_left_open_is_ended(log: streamlog.Cluster) -> None
             producer.send("t", b"committed")
         from streamlog._client.transaction_coordinator import TransactionCoordinator
         from streamlog._format import batch as fmt
-        from streamlog._log.partition import Pending
+        from streamlog._log.pending import Pending
 
         transactions = TransactionCoordinator(home)
         found = transactions.current("x", 5)

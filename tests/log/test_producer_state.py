@@ -13,7 +13,8 @@ import streamlog
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log import producer_state
-from streamlog._log.partition import PartitionLog, Pending
+from streamlog._log.partition import PartitionLog
+from streamlog._log.pending import Pending
 from streamlog._log.producer_state import SEQUENCES, ProducerStates, newest_snapshot
 from streamlog.cluster import Cluster, _Place
 from streamlog.errors import InvalidProducerEpochError, OutOfOrderSequenceError

@@ -19,7 +19,7 @@ import streamlog
 from conftest import LONG
 from replica.clusters import WRITES, Disks, assert_equal_replicas, log_of
 from streamlog._format import batch as fmt
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.reader import LogReader
 from streamlog._log.state import BOOT, HWM
 from streamlog._replica.leadership import PLACE, epoch_of, leader_of

@@ -21,7 +21,8 @@ from streamlog._client.transaction_coordinator import TransactionCoordinator
 from streamlog._client.transaction_manager import READY, TransactionManager
 from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._log.aborted import AbortedTransactions
-from streamlog._log.partition import Marker, PartitionLog
+from streamlog._log.partition import PartitionLog
+from streamlog._log.pending import Marker
 from streamlog._log.reader import LogReader
 from streamlog._log.state import DIRTY, FAILED
 from streamlog.cluster import Cluster, _Place

@@ -12,7 +12,7 @@ import pytest
 import streamlog
 from replica.clusters import brokers, log_of
 from streamlog._format import batch as fmt
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog.errors import OutOfOrderSequenceError
 
 

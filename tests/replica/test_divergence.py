@@ -9,7 +9,7 @@ from conftest import values_of
 from replica.clusters import assert_equal_replicas, brokers, log_of, records_on
 from streamlog._format import batch as fmt
 from streamlog._log.epochs import Epochs
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.state import ALIGNED, END, HWM
 from streamlog._replica.leadership import PLACE, leader_of
 from streamlog._replica.replicas import MovedError, divergence

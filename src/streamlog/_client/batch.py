@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from streamlog._client.inputs import check_timeout
 from streamlog._format import batch as fmt
 from streamlog._format.compression import LARGEST
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._os.clock import monotonic
 from streamlog.errors import RecordTooLargeError, StreamlogTimeoutError
 from streamlog.types import BatchMetadata, RecordMetadata

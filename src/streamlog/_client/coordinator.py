@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from streamlog._client.transaction_coordinator import TransactionCoordinator
     from streamlog._coord.group_file import GroupFile
-    from streamlog._log.partition import Pending
+    from streamlog._log.pending import Pending
 
     R = TypeVar("R")
     Offsets: TypeAlias = "Mapping[tuple[bytes, int], CommittedOffset]"  # by topic id and partition

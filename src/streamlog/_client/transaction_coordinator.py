@@ -23,7 +23,7 @@ from streamlog._coord.transaction_log import TransactionsLog
 from streamlog._format import names
 from streamlog._log.aborted import open_transactions
 from streamlog._log.log import Log
-from streamlog._log.partition import Marker
+from streamlog._log.pending import Marker
 from streamlog._log.reader import producer_at
 from streamlog._os import locks, mapping, process
 from streamlog._os.clock import left, monotonic

@@ -32,7 +32,7 @@ from streamlog._client.transaction_coordinator import SMALL_GAP, TransactionCoor
 from streamlog._coord.group import Commit
 from streamlog._coord.transaction import ONGOING, PREPARING, AddPartitions, End, Init, apply
 from streamlog._format.batch import NO_PRODUCER, TRANSACTIONAL
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.producer_state import SEQUENCES, BehindError
 from streamlog._os import process
 from streamlog._os.clock import left, monotonic

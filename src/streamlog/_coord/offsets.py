@@ -29,7 +29,7 @@ from streamlog._format.batch import CONTROL, TRANSACTIONAL
 from streamlog._format.control import is_commit
 from streamlog._log.fold import Fold, packed, unpacked
 from streamlog._log.log import Log
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog.types import NamedTuple, OffsetAndMetadata
 
 Place = tuple[bytes, int]  # topic id and partition

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from streamlog._format.batch import Batch
-    from streamlog._log.partition import Pending
+    from streamlog._log.pending import Pending
 
 from streamlog._coord.transaction import DEAD, Ended, Transaction
 from streamlog._format import names

@@ -23,6 +23,7 @@ LEADER_EPOCHS = "leader-epoch-checkpoint"
 LOG, INDEX, TRANSACTION_INDEX, SNAPSHOT = ".log", ".index", ".txnindex", ".snapshot"
 TEMPORARY = ".tmp"
 DELETED = "-delete"
+DAMAGED = "-damaged"
 OFFSETS_SNAPSHOT = "offsets-snapshot"
 TRANSACTIONS_SNAPSHOT = "transactions-snapshot"
 METADATA_TOPIC = "__cluster_metadata"
@@ -74,6 +75,11 @@ def parse_partition(name: str) -> tuple[str, int] | None:
 def deleted(topic: str, number: int, topic_id: bytes) -> str:
     """What a deleted partition's directory is called until its files are gone (at most 255 bytes)."""
     return f"{topic[:200]}-{number}.{topic_id.hex()}{DELETED}"
+
+
+def set_aside(topic: str, number: int, now_ms: int) -> str:
+    """Directory beside a partition's that holds copies of damaged segments."""
+    return f"{topic[:200]}-{number}.{now_ms}{DAMAGED}"
 
 
 def log(base_offset: int) -> str:

@@ -49,7 +49,8 @@ def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
         latest = segment.read_header(fs, f"{directory}/{names.log(bases[-1])}").leader_epoch
         rows = checkpoint.decode(files.read_file(fs, f"{directory}/{names.LEADER_EPOCHS}"), 2)
         entries = [(int(epoch), int(start)) for epoch, start in rows]
-        if entries and entries == sorted(set(entries)) and entries[-1][0] == latest and entries[-1][1] <= bases[-1]:
+        begun = {*bases, *(start for _, start in entries if start < bases[0])}  # an epoch begins with a segment
+        if entries and entries == sorted(set(entries)) and entries[-1][0] == latest and begun.issuperset(start for _, start in entries):
             return Epochs(entries)
     except (FileNotFoundError, ValueError, StorageError):
         pass  # a damaged header hides its epoch; it is told where the segment is read

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.log import Log
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.reader import LogReader
 from streamlog._os import files, locks
 from streamlog.errors import StorageError, StreamlogError, StreamlogTimeoutError

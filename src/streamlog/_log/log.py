@@ -8,7 +8,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from streamlog._log.partition import LogSettings, PartitionLog, Pending
+    from streamlog._log.partition import PartitionLog
+    from streamlog._log.pending import LogSettings, Pending
     from streamlog._os.files import FileSystem
     from streamlog._os.wake import Bell
 

@@ -9,10 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import partial
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
@@ -25,9 +21,9 @@ from streamlog._format.batch import (
     TRANSACTIONAL,
     seal_head,
 )
-from streamlog._format.control import encode_marker
 from streamlog._log import aborted, epochs, recovery, segment
 from streamlog._log.log import Log
+from streamlog._log.pending import LogSettings, Pending
 from streamlog._log.producer_state import BehindError, ProducerStateManager
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import (
@@ -48,6 +44,7 @@ from streamlog._log.state import (
     INDEXED,
     INODE,
     MAX_TIMESTAMP,
+    MOUNT,
     OPEN,
     POSITION,
     SALT,
@@ -59,79 +56,16 @@ from streamlog._log.state import (
     TURN,
     Slot,
 )  # fmt: skip
-from streamlog._os import locks, process
-from streamlog._os.clock import monotonic_ns, wall_ms
+from streamlog._os import files, locks, process
+from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSystem
 from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
-from streamlog.errors import DiskFailedError, StorageFullError, UnknownTopicOrPartitionError
+from streamlog.errors import DiskFailedError, StorageError, StorageFullError, UnknownTopicOrPartitionError
 
 _FLAG = 2 * BELL + 1
 _OFFSET_SPAN = 2**31 - 1
-
-
-class Pending:
-    """Encoded records on their way into a log.  The appender fills `base_offset` and `epoch` in, and the times under LOG_APPEND_TIME."""
-
-    is_copy = False
-    """Of a batch of the leader's: it is written as it stands, and nothing is asked."""
-    foreign = False
-    """Its producer id was given out elsewhere: whether it is in the log already is decided with everything folded."""
-    acks_all = True
-    """Acknowledged when all in-sync replicas have it, not just the leader."""
-    placed: tuple[int, int] | None = None
-    """Offset and leader epoch in the leader's log, of a batch that is not acknowledged yet."""
-    commit = False
-    """Of a marker: the transaction counts."""
-    attributes = count = 0
-    columns = b""
-    uncompressed = -1  # bytes of the columns before they were compressed; -1: they are not
-    base_timestamp = max_timestamp = 0
-    producer: tuple[int, int, int] = NO_PRODUCER  # id, base sequence, epoch
-    base_offset = epoch = -1
-
-    def admit(self, fences: int) -> None:
-        """Called under the partition's lock before a transactional batch is written; raises where its transaction is not open any more,
-        and BehindError where it has to fold something first.
-
-        `fences` is another number after each marker that was written to the partition.
-        """
-
-
-class Marker(Pending):
-    """The end of a producer's transaction in a partition."""
-
-    def __init__(self, producer_id: int, epoch: int, now_ms: int, *, commit: bool) -> None:
-        """`epoch` is above that of the records."""
-        self.commit, self.count = commit, 1
-        self.attributes, self.columns = encode_marker(commit=commit)
-        self.base_timestamp = self.max_timestamp = now_ms
-        self.producer = producer_id, -1, epoch
-
-
-class LogSettings:
-    """What a partition's log needs of its topic's configuration."""
-
-    __slots__ = (
-        "flush_messages", "flush_ms", "index_interval_bytes", "now_ms", "producer_id_expiration_ms", "reserve", "segment_bytes", "segment_ms",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        segment_bytes: int = 64 << 20,
-        segment_ms: int = 604_800_000,
-        index_interval_bytes: int = 4096,
-        flush_messages: int = 2**63 - 1,
-        flush_ms: int = 2**63 - 1,
-        *,
-        reserve: bool = True,
-        now_ms: Callable[[], int] = wall_ms,
-        producer_id_expiration_ms: int = 86_400_000,
-    ) -> None:
-        self.now_ms, self.producer_id_expiration_ms = now_ms, producer_id_expiration_ms
-        self.segment_bytes, self.segment_ms, self.index_interval_bytes = segment_bytes, segment_ms, index_interval_bytes
-        self.flush_messages, self.flush_ms, self.reserve = flush_messages, flush_ms, reserve
 
 
 class PartitionLog(Log):
@@ -543,7 +477,7 @@ class PartitionLog(Log):
             bases = names.base_offsets(self.fs.listdir(self.directory))
         except (FileNotFoundError, NotADirectoryError):
             raise DiskFailedError(f"{self.directory} is gone; {self.name} cannot be read or written") from None
-        active = bool(words[DIRTY]) or self._is_active(bases)
+        active = self._is_of_this_mount() if words[DIRTY] else self._is_active(bases)
         return recovery.Facts(
             valid=words[BOOT] == self.boot and words[DIRECTORY] == directory and active,
             failed=bool(words[FAILED]) and for_append,
@@ -551,15 +485,41 @@ class PartitionLog(Log):
             opener=self._may_recover_failure and not self.is_replica,
         )
 
+    def _is_of_this_mount(self) -> bool:
+        """Whether the disk may not have been unmounted since: else a mark that is up is as old as the page that it stands on."""
+        return self.words[MOUNT] in (0, files.mount_of(self.directory)) or self._looked
+
     def _is_active(self, bases: list[int]) -> bool:
-        """Whether the words speak of the files that are there: a backup that was copied over them in this boot is found out (H7)."""
+        """Whether the words speak of the files that are there.
+
+        Not where a backup was copied over them in this boot (H7), or the disk came back as it was at another time: then the file is shorter
+        than the words say, the batches do not end where they say, or there are more.  The batches are looked at once, by each opener.
+        """
         words = self.words
         if not bases or bases[-1] != words[SEGMENT]:
             return False
         try:
-            return self.fs.stat(f"{self.directory}/{names.log(bases[-1])}").st_size >= words[POSITION]
+            if self.fs.stat(f"{self.directory}/{names.log(bases[-1])}").st_size < words[POSITION]:
+                return False
+            return self._looked or self._ends_as_said()
         except FileNotFoundError:
             return False
+
+    def _ends_as_said(self) -> bool:
+        """Whether the active segment's batches end at POSITION."""
+        words = self.words
+        try:
+            view = SegmentView(self.fs, self.directory, words[SEGMENT])
+            if view.header.salt != words[SALT]:
+                return True  # told when it is opened
+            position, offset = view.nearest(words[END], words[POSITION])
+            for at, batch in view.batches(position, offset, words[END], words[POSITION]):
+                position, offset = at + batch.length, batch.next_offset
+            if offset < words[END]:
+                return not view.is_blank(position)  # else a batch rotted: told when it is read
+            return position == words[POSITION] and (view.is_blank(position) or view.batch(position, view.size).base_offset != offset)
+        except (ValueError, fmt.UnknownVersionError, StorageError):
+            return True
 
     def _open_active(self, base_offset: int) -> None:
         self.base_offset = base_offset
@@ -594,9 +554,20 @@ class PartitionLog(Log):
         self._listing = (-1, [])
         self._settle_if_changed(for_append=False)
 
+    def checkpointed_high_watermark(self) -> int:
+        """What was published before the boot, as far as a checkpoint remembers; 0 where there is none."""
+        return 0
+
+    def reload_recovery_point(self) -> None:
+        """Ask the checkpoint again: another process may have lowered it."""
+
+    def lower_recovery_point(self, offset: int) -> None:
+        """The log is about to be cut to `offset`: no checkpoint may say more when that is done.  Under the log's lock."""
+        self.recovery_point = min(self.recovery_point, offset)
+
     def void(self) -> None:
         """The directory is about to be removed or replaced: what the slot says counts for no directory, though the next has its inode."""
-        self.words[ALIGNED] = self.words[BOOT] = 0
+        self.words[ALIGNED] = self.words[BOOT] = self.words[SYNCED] = 0
 
     def revive(self) -> None:
         """Of a replica whose broker comes back: believe nothing that is not on its disk or in its slot.  Under the lock."""

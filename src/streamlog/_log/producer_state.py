@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamlog._format.transaction_index import Aborted
-    from streamlog._log.partition import PartitionLog, Pending
+    from streamlog._log.partition import PartitionLog
+    from streamlog._log.pending import Pending
 
 from streamlog._format import names
 from streamlog._format.batch import (

@@ -24,6 +24,7 @@ from streamlog._log.state import (
     ABORTED_END,
     ALIGNED,
     BOOT,
+    DAMAGED,
     DIRECTORY,
     DIRTY,
     END,
@@ -35,6 +36,7 @@ from streamlog._log.state import (
     INDEXED,
     INODE,
     MAX_TIMESTAMP,
+    MOUNT,
     OPEN,
     POSITION,
     SALT,
@@ -85,14 +87,16 @@ def decide(facts: Facts) -> Callable[[PartitionLog], None] | None:
 
 
 def after_boot(log: PartitionLog) -> None:
-    """The slot does not count: a reboot, a power cut, a restored copy, or `run/` is gone.  Go on in a new segment.
+    """The slot does not count: a reboot, a power cut, a restored copy, another disk, or `run/` is gone.  Go on in a new segment.
 
     The log is what is whole from the recovery point on; later segments are removed; the new segment has a new salt and the
     epoch above the highest in any segment's header, and is on the disk, name included, before the slot counts (H27).
+    Where the log ends below what was on the disk it is damaged: nothing is removed then, and the log goes on behind everything.
     """
     fs, directory, words = log.fs, log.directory, log.words
+    live = _durable(log)
     words[BOOT] = 0
-    words[HWM] = words[ALIGNED] = 0
+    words[HWM] = words[ALIGNED] = words[DAMAGED] = 0
     words[FAILED] = words[SYNCING] = 0
     listing = fs.listdir(directory)
     for name in listing:
@@ -100,18 +104,27 @@ def after_boot(log: PartitionLog) -> None:
             fs.unlink(f"{directory}/{name}")
     bases = names.base_offsets(listing)
     headers = {base: _header(log, base) for base in bases}
-    if not bases or headers[bases[0]] is None:
+    durable = max(live, log.recovery_point)
+    if not bases or not any(headers.values()) or (headers[bases[0]] is None and durable <= bases[0]):
         raise DiskFailedError(f"{directory} has no readable first segment; {log.name} cannot be opened")
     epoch = max(header.leader_epoch for header in headers.values() if header)
     if not log.is_replica:
         epoch += 1  # of a replica the metadata raise it, before anything is written to it
-    kept, end, tail = _whole(log, _continuing(bases, headers), headers)
+    kept, end, tail = _whole(log, _continuing(log, bases, headers, durable), headers)
+    if end < durable:
+        log.reload_recovery_point()
+        durable = max(live, log.recovery_point)
+    if end < durable:
+        damaged, kept, tail = end, _continuing(log, bases, headers, _EVERYTHING), None
+        end = max(durable, log.checkpointed_high_watermark(), _last_sound(log, kept, damaged))
+        words[DAMAGED] = damaged + 1
+        _tell_damage(log, damaged, end)
     _sync_kept(log, [base for base in kept if base != end])
     _begin_segment(log, end, epoch)  # before any is removed: their epochs would be forgotten with them
     kept = [base for base in kept if base != end] + [end]
     for base in bases:
         if base not in kept:
-            _remove(log, base)
+            remove_segment(log, base)
     if tail is not None and tail[0] != end:
         _cut_file(log, *tail)
     _drop_snapshots(log, end)
@@ -121,11 +134,64 @@ def after_boot(log: PartitionLog) -> None:
     _store_words(log, SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE, end)
     words[OPEN] = 0
     _, first_open = aborted.recover(log, max(log.recovery_point - 1, 0))
-    words[DIRECTORY] = fs.stat(directory).st_ino
+    words[DIRECTORY], words[MOUNT] = fs.stat(directory).st_ino, files.mount_of(directory)
     words[HWM] = end
     words[OPEN] = first_open
     words[DIRTY] = 0
     words[BOOT] = log.boot
+
+
+def _durable(log: PartitionLog) -> int:
+    """Below this offset everything must be there by what the slot says; 0 where that is of another boot, or of other files.
+
+    It says what was synced; and, where the disk was mounted all the time, what was published: a page that was written stays readable until the
+    next boot.  What is missing there is damage, not a tail.
+    """
+    words = log.words
+    if words[BOOT] != log.boot or words[DIRECTORY] != log.fs.stat(log.directory).st_ino:
+        return 0
+    try:
+        inode = log.fs.stat(f"{log.directory}/{names.log(words[SEGMENT])}").st_ino
+    except FileNotFoundError:
+        return 0
+    if inode != words[INODE]:
+        return 0  # the files were replaced: they are a copy of another time
+    return words[HWM] if words[MOUNT] == files.mount_of(log.directory) else words[SYNCED]
+
+
+def _tell_damage(log: PartitionLog, first: int, end: int) -> None:
+    import logging  # here: 6 ms of a cold start
+
+    logging.getLogger("streamlog").error(
+        "%s is damaged: offset %s was on the disk and cannot be read any more; nothing is removed, and the log goes on at offset %s (%s)",
+        log.name, first, end, log.directory,
+    )  # fmt: skip
+
+
+def _last_sound(log: PartitionLog, bases: list[int], offset: int) -> int:
+    """The end of the last sound batch in the segments from that of `offset` on."""
+    end = offset
+    for base in bases[max(0, bisect_right(bases, offset) - 1) :]:
+        end = max(end, base)
+        try:
+            view = SegmentView(log.fs, log.directory, base)
+        except StorageError:
+            continue  # its header is damaged: nothing in it can be told from damage
+        for batch in sound_batches(view, SEGMENT_HEADER_SIZE, base, view.size):
+            end = max(end, batch.next_offset)
+    return end
+
+
+def sound_batches(view: SegmentView, position: int, offset: int, ahead: int) -> Iterator[fmt.Batch]:
+    """The sound batches of a segment from `position` on, whatever lies between them."""
+    while True:
+        for at, batch in view.batches(position, offset, _EVERYTHING, ahead):
+            yield batch
+            position, offset = at + batch.length, batch.next_offset
+        beyond = view.after_damage(position, offset - 1, min(ahead, view.size))
+        if beyond is None:
+            return
+        offset, position = beyond
 
 
 def begin(log: PartitionLog) -> None:
@@ -134,7 +200,7 @@ def begin(log: PartitionLog) -> None:
     if words[BOOT] == 0:
         log.store_turn()
         _store_words(log, SegmentView(log.fs, log.directory, 0), SEGMENT_HEADER_SIZE, 0)
-        words[DIRECTORY] = log.fs.stat(log.directory).st_ino
+        words[DIRECTORY], words[MOUNT] = log.fs.stat(log.directory).st_ino, files.mount_of(log.directory)
         words[SYNCED_AT] = monotonic_ns() // 1_000_000
         words[BOOT] = log.boot
 
@@ -149,16 +215,32 @@ def _header(log: PartitionLog, base: int) -> SegmentHeader | None:
     return header if whole else None
 
 
-def _continuing(bases: list[int], headers: dict[int, SegmentHeader | None]) -> list[int]:
-    """The segments that are no leftovers of an older life of the log: one without a header, or of an epoch below an earlier one's, is."""
+def _continuing(log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader | None], durable: int) -> list[int]:
+    """The segments that are no leftovers of an older life of the log: one of an epoch below an earlier one's is.
+
+    One without a header is, too, unless it begins below what was on the disk, and the segment before it ends there: then it is damaged.
+    """
     kept: list[int] = []
     epoch = 0
     for base in bases:
         header = headers[base]
-        if header is not None and header.leader_epoch >= epoch:
+        if header is None:
+            if base < durable and not (kept and _reaches(log, kept[-1], base)):
+                kept.append(base)
+        elif header.leader_epoch >= epoch:
             epoch = header.leader_epoch
             kept.append(base)
     return kept
+
+
+def _reaches(log: PartitionLog, base: int, offset: int) -> bool:
+    """Whether a segment has a sound batch at `offset`, so that no other segment begins there."""
+    try:
+        view = SegmentView(log.fs, log.directory, base)
+        position, found = view.find(offset, view.size)
+        return found == offset and view.batch(position, view.size).base_offset == offset
+    except (ValueError, StorageError, fmt.UnknownVersionError):
+        return False
 
 
 def _begin_segment(log: PartitionLog, offset: int, epoch: int) -> None:
@@ -173,13 +255,12 @@ def _whole(log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader
     Segments that lie wholly below the recovery point are on the disk by contract and are not scanned.
     """
     first = max(0, bisect_right(bases, log.recovery_point) - 1)
-    kept, end, epoch = bases[:first], bases[first], 0
+    kept, end = bases[:first], bases[first]
     tail: tuple[int, int] | None = None
     for base, limit in zip(bases[first:], [*bases[first + 1 :], _EVERYTHING]):
         header = headers[base]
-        if base != end or header is None or header.leader_epoch < epoch:
+        if base != end or header is None:
             break
-        epoch = header.leader_epoch
         end, position = _scan(log, base, limit)
         kept.append(base)
         tail = base, position
@@ -209,34 +290,82 @@ def _scan(log: PartitionLog, base: int, limit: int) -> tuple[int, int]:
 
 
 def after_death(log: PartitionLog) -> None:
-    """The mark is up: somebody died inside.  A whole batch above the high watermark is adopted; a torn one is no part of the log."""
+    """The mark is up: somebody died inside.  A whole batch above the high watermark is adopted; a torn one is no part of the log.
+
+    What is published and cannot be read, or stands behind bytes that cannot be read, is damage: nothing is removed, and the log goes on behind it.
+    """
     fs, directory, words = log.fs, log.directory, log.words
     hwm = words[HWM]
     bases = names.base_offsets(fs.listdir(directory))
     headers = {base: _header(log, base) for base in bases}
-    kept = [base for base in _continuing(bases, headers) if base <= hwm]
+    kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm]
+    if not kept:
+        raise CorruptRecordError(f"{directory} has no segment that reaches offset {hwm}", directory, 0, "a segment", None, hwm)
     for base in bases:
         if base not in kept:
-            _remove(log, base)
-    view = SegmentView(fs, directory, kept[-1])
-    transactional = bool(words[OPEN])
-    try:
-        position, end = view.find(hwm, view.size)
-    except ValueError as error:
-        raise CorruptRecordError(f"{view.path}: {error}", view.path, 0, "a batch header", str(error), hwm) from None
-    if end != hwm:
-        raise CorruptRecordError(f"{view.path}: the log ends at {end}, below {hwm}", view.path, position, hwm, end, hwm)
-    for at, batch in view.batches(position, end, _EVERYTHING, view.size):
-        end, position = batch.next_offset, at + batch.length
-        transactional = transactional or bool(batch.attributes & fmt.TRANSACTIONAL)
-    if view.header.leader_epoch != words[EPOCH] and not log.is_replica:  # somebody died in a cut: its epoch may not be on the disk
-        _begin_segment(log, end, max(view.header.leader_epoch, words[EPOCH]) + 1)
+            remove_segment(log, base)
+    damaged, position, end, transactional = _adopted(log, kept, hwm)
+    view = SegmentView(fs, directory, kept[-1]) if headers[kept[-1]] is not None else None
+    if damaged is not None:
+        words[DAMAGED] = damaged + 1
+        _tell_damage(log, damaged, end)
+    if view is None or damaged is not None or (view.header.leader_epoch != words[EPOCH] and not log.is_replica):
+        # also where somebody died in a cut: its epoch may not be on the disk
+        epoch = max(words[EPOCH], 0 if view is None else view.header.leader_epoch) + (not log.is_replica)
+        _begin_segment(log, end, epoch)
         view, position = SegmentView(fs, directory, end), SEGMENT_HEADER_SIZE
     log.store_turn()
     _store_words(log, view, position, end)
     first_open = aborted.recover(log, view.header.base_offset)[1] if transactional else 0
     words[HWM] = end
     words[OPEN] = first_open
+    words[DIRTY] = 0
+
+
+def _adopted(log: PartitionLog, bases: list[int], hwm: int) -> tuple[int | None, int, int, bool]:
+    """What follows the high watermark in the last segment.
+
+    Returns the first offset that is damaged (None: none is), the position and the offset where the log goes on, and whether there are
+    transactional batches that are not known to have ended.
+    """
+    transactional = bool(log.words[OPEN])
+    try:
+        view = SegmentView(log.fs, log.directory, bases[-1])
+        position, end = view.find(hwm, view.size)
+        if end != hwm:
+            raise ValueError(f"the log ends at {end}, below {hwm}")
+    except (ValueError, CorruptRecordError, fmt.UnknownVersionError):
+        return _first_bad(log, bases), 0, max(hwm, _last_sound(log, bases, bases[-1])), True
+    for at, batch in view.batches(position, end, _EVERYTHING, view.size):
+        end, position = batch.next_offset, at + batch.length
+        transactional = transactional or bool(batch.attributes & fmt.TRANSACTIONAL)
+    if view.is_blank(position):
+        return None, position, end, transactional
+    beyond = _last_sound(log, bases, end)
+    return (None, position, end, transactional) if beyond == end else (end, 0, beyond, True)
+
+
+def _first_bad(log: PartitionLog, bases: list[int]) -> int:
+    """The first offset of the last segment at which no sound batch begins."""
+    try:
+        view = SegmentView(log.fs, log.directory, bases[-1])
+    except StorageError:
+        return bases[-1]
+    end = bases[-1]
+    for _, batch in view.batches(SEGMENT_HEADER_SIZE, end, _EVERYTHING, view.size):
+        end = batch.next_offset
+    return end
+
+
+def go_on(log: PartitionLog, offset: int) -> None:
+    """Go on at `offset` in a new segment, at a raised epoch; it is on the disk before the epoch is used.  Under the partition's lock, settled."""
+    words = log.words
+    log.forget()
+    words[DIRTY] = log.pid
+    _begin_segment(log, offset, words[EPOCH] + 1)
+    log.store_turn()
+    _store_words(log, SegmentView(log.fs, log.directory, offset), SEGMENT_HEADER_SIZE, offset)
+    words[HWM] = offset
     words[DIRTY] = 0
 
 
@@ -247,6 +376,8 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     Under the log's lock, settled.
     """
     fs, directory, words = log.fs, log.directory, log.words
+    words[SYNCED] = min(words[SYNCED], offset)
+    log.lower_recovery_point(offset)  # before anything is cut: else the next boot takes what was cut for damage
     bases = names.base_offsets(fs.listdir(directory))
     known = [entry for entry in log.leader_epochs().entries if entry[0] < epoch and entry[1] < epoch_start]
     log.forget()
@@ -256,10 +387,11 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     segment.create(fs, directory, header, offset)
     for base in bases:
         if base > offset:
-            _remove(log, base)
+            remove_segment(log, base)
     _drop_snapshots(log, offset)
     log.store_turn()
-    words[SYNCED] = min(words[SYNCED], offset)
+    if words[DAMAGED] > offset:
+        words[DAMAGED] = 0
     _store_words(log, SegmentView(fs, directory, offset), SEGMENT_HEADER_SIZE, offset)
     _, words[OPEN] = aborted.recover(log, max(offset - 1, 0))  # the segment that ends here may have entries of later markers
     words[DIRTY] = 0
@@ -316,7 +448,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
     kept = [base for base in bases if base < start] + sorted({start, end})
     for base in bases:
         if base not in kept:
-            _remove(log, base)
+            remove_segment(log, base)
     fs.sync_dir(directory)
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
@@ -416,7 +548,8 @@ def _drop_snapshots(log: PartitionLog, end: int) -> None:
                 pass
 
 
-def _remove(log: PartitionLog, base: int) -> None:
+def remove_segment(log: PartitionLog, base: int) -> None:
+    """Remove a segment and what is derived from it.  Under the partition's lock, with the mark up."""
     for name in (names.log(base), names.index(base), names.transaction_index(base)):
         try:
             log.fs.unlink(f"{log.directory}/{name}")

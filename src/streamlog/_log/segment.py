@@ -173,6 +173,14 @@ class SegmentView:
             self.bring_in(position, end, ahead)
         return fmt.parse(self._view, self.header.salt, position, min(self.size, self.checked), verify=verify)
 
+    def is_blank(self, position: int) -> bool:
+        """Whether nothing was ever written at `position`: the file ends there, or its space is reserved only."""
+        end = min(position + fmt.BATCH_HEADER_SIZE, self.size)
+        if end <= position:
+            return True
+        self.bring_in(position, end, end)
+        return not any(self._view[position:end])
+
     def _file_size(self) -> int:
         return self._fs.stat(self.path).st_size
 
@@ -200,10 +208,7 @@ class SegmentView:
         Looks in the index for a place to begin and hops from header to header; never touches a byte beyond `offset`.
         Raises ValueError where a header on the way is damaged.
         """
-        index, position, base = self.index(), SEGMENT_HEADER_SIZE, self.header.base_offset
-        hint = index.by_offset(offset)
-        if hint > SEGMENT_HEADER_SIZE and (found := self._hinted(hint, offset, ahead)) is not None:
-            position, base = hint, found
+        position, base = self.nearest(offset, ahead)
         while base < offset:
             batch = self.batch(position, ahead)  # a damaged length or count would lead astray
             if batch.base_offset != base:
@@ -212,6 +217,13 @@ class SegmentView:
                 break
             position, base = position + batch.length, batch.next_offset
         return position, base
+
+    def nearest(self, offset: int, ahead: int) -> tuple[int, int]:
+        """Position and base offset of a sound batch at or before `offset`, by the index; of the segment's begin where that knows none."""
+        hint = self.index().by_offset(offset)
+        if hint > SEGMENT_HEADER_SIZE and (found := self._hinted(hint, offset, ahead)) is not None:
+            return hint, found
+        return SEGMENT_HEADER_SIZE, self.header.base_offset
 
     def _hinted(self, position: int, offset: int, ahead: int) -> int | None:
         """The base offset of the batch that an index entry points to, if a sound one stands there."""

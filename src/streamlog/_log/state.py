@@ -23,6 +23,9 @@
     ABORTED_END     size of the active segment's transaction index                 appender, recovery; before OPEN
     ALIGNED         of a replica: the leader epoch in which its log was last compared with the leader's, or led: from then on its
                     end counts                                                     copier, leader, recovery; log lock
+    DAMAGED         first offset that was lost though it was on the disk, plus 1; 0: none that recovery has met
+                                                                                   recovery; copier, when it cuts before it
+    MOUNT           mount through which the files were last recovered; 0: not known    recovery
 
 The last stable offset is the lesser of HWM and OPEN - 1; who wants it loads HWM first (docs/crash-safety.md, "Transactions").
 Readers load HWM, then TURN, and nothing else in the steady state; those of committed records OPEN after HWM.  All words are
@@ -41,11 +44,12 @@ from streamlog._os.mapping import Page
 
 (
     HWM, BELL, FENCES, TURN, BOOT, DIRECTORY, SEGMENT, INODE, SALT, EPOCH, FAILED, DIRTY, END, POSITION, MAX_TIMESTAMP,
-    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT, OPEN, ABORTED_END, ALIGNED,
-) = range(25)  # fmt: skip
+    FIRST_TIMESTAMP, INDEXED, INDEX_END, START, SYNCED, SYNCING, SYNCED_AT, OPEN, ABORTED_END, ALIGNED, DAMAGED, MOUNT,
+) = range(27)  # fmt: skip
 NAMES = (
     "HWM", "BELL", "FENCES", "TURN", "BOOT", "DIRECTORY", "SEGMENT", "INODE", "SALT", "EPOCH", "FAILED", "DIRTY", "END", "POSITION",
     "MAX_TIMESTAMP", "FIRST_TIMESTAMP", "INDEXED", "INDEX_END", "START", "SYNCED", "SYNCING", "SYNCED_AT", "OPEN", "ABORTED_END", "ALIGNED",
+    "DAMAGED", "MOUNT",
 )  # fmt: skip
 KNOWN = slice(TURN * 8, DIRTY * 8 + 8)  # bytes of a slot that only something other than an append changes
 

@@ -319,6 +319,18 @@ def device_of(path: str) -> int:
     return os.stat(path).st_dev
 
 
+_STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
+
+
+def mount_of(path: str) -> int:
+    """A number of the mount that a path is on, which another mount of this boot does not have (Linux 6.8; on older ones it may); 0: not known."""
+    statx = getattr(_libc_unlocked, "statx", None)
+    buffer = ctypes.create_string_buffer(256)
+    if statx is None or statx(-100, os.fsencode(path), 0, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer) != 0:
+        return 0
+    return int.from_bytes(buffer.raw[144:152], "little") if int.from_bytes(buffer.raw[:4], "little") & (_STATX_MNT_ID | _STATX_MNT_ID_UNIQUE) else 0
+
+
 def is_directory(path: str) -> bool:
     """Whether there is a directory of this name, not through a link in the last component."""
     try:
@@ -333,18 +345,30 @@ def make_directories(path: str) -> None:
 
 
 def remove_directory(fs: FileSystem, path: str) -> None:
-    """Remove a directory of files.  A link is removed itself, never followed; a directory inside is left, and so is this one then."""
-    if not is_directory(path):
-        fs.unlink(path)
-        return
-    for name in fs.listdir(path):
-        if not is_directory(f"{path}/{name}"):
-            fs.unlink(f"{path}/{name}")
+    """Remove a directory of files.  What is gone already is no error: several processes may be at it.
+
+    A link is removed itself, never followed; a directory inside is left, and so is this one then.
+    """
     try:
+        if not is_directory(path):
+            fs.unlink(path)
+            return
+        for name in fs.listdir(path):
+            if not is_directory(f"{path}/{name}"):
+                _unlink_if_there(fs, f"{path}/{name}")
         fs.rmdir(path)
+    except FileNotFoundError:
+        pass
     except Exception:
         if not fs.listdir(path):
             raise
+
+
+def _unlink_if_there(fs: FileSystem, path: str) -> None:
+    try:
+        fs.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def remove_tree(path: str) -> None:

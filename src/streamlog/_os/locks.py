@@ -3,7 +3,8 @@
 The kernel drops a dead process's locks, so nobody has to.  `under` is the one place that takes a lock (H14): no context
 manager, because an exception raised by a signal handler between taking and entering would leak it.  A wait is bounded by
 the caller's time-out (H16).  Order, outer to inner, checked where STREAMLOG_VERIFY=1: `METADATA`, `GROUP`, `TRANSACTION`, `SYNC`,
-`PARTITION` (of one replica's log), `TRANSACTION_STATE`, `LEADERSHIP` (of a partition with several replicas: its shared words, no disk).
+`PARTITION` (of one replica's log), `TRANSACTION_STATE`, `LEADERSHIP` (of a partition with several replicas: its shared words, no disk),
+`CHECKPOINT` (of a broker: a small file).
 A sync stores what it covered under the partition's lock, and nobody who holds that one waits for a sync; a transactional append looks at the
 transaction's state under its partition's lock, and nobody who writes a state holds another's.
 """
@@ -29,7 +30,7 @@ from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import O_CREAT, O_RDWR, FileSystem
 from streamlog.errors import StreamlogTimeoutError
 
-METADATA, GROUP, TRANSACTION, SYNC, PARTITION, TRANSACTION_STATE, LEADERSHIP = range(7)
+METADATA, GROUP, TRANSACTION, SYNC, PARTITION, TRANSACTION_STATE, LEADERSHIP, CHECKPOINT = range(8)
 _SPINS, _PAUSE = 50, 30e-6  # tries at once, then constant sleeps (s): back-off starves (H16)
 
 if sys.platform == "darwin":

@@ -46,8 +46,8 @@ class Broker:
             lock_file.close()
             raise
         self.lock_file = lock_file
-        self.recovery_points = self._load(names.RECOVERY_POINTS)
-        self.high_watermarks = self._load(names.HIGH_WATERMARKS)
+        self.recovery_points = self.load(names.RECOVERY_POINTS)
+        self.high_watermarks = self.load(names.HIGH_WATERMARKS)
 
     def _hold(self, lock_file: LockFile, home: bytes) -> None:
         until = monotonic() + _PATIENCE
@@ -105,7 +105,7 @@ class Broker:
 
     # ---- what it remembers -----------------------------------------------------------------------------------------------------
 
-    def _load(self, name: str) -> dict[tuple[str, int], int]:
+    def load(self, name: str) -> dict[tuple[str, int], int]:
         """A checkpoint.  Derived; a damaged file says nothing."""
         try:
             rows = checkpoint.decode(files.read_file(self.fs, f"{self.path}/{name}"), 3)
@@ -115,12 +115,22 @@ class Broker:
 
     def save(self, name: str, offsets: Mapping[tuple[str, int], int], known: set[str]) -> dict[tuple[str, int], int]:
         """Write a checkpoint: what it says already, and these offsets, of topics that are there."""
-        points = self._load(name)
+        points = self.load(name)
         points.update((key, offset) for key, offset in offsets.items() if offset)
+        self._write(name, points, known)
+        return points
+
+    def lower(self, name: str, key: tuple[str, int], offset: int) -> None:
+        """A checkpoint says no more than `offset` of a log from now on; that is on the disk when this returns."""
+        points = self.load(name)
+        if points.get(key, 0) > offset:
+            points[key] = offset
+            self._write(name, points, {topic_id for topic_id, _ in points})
+
+    def _write(self, name: str, points: Mapping[tuple[str, int], int], known: set[str]) -> None:
         rows = [(*key, offset) for key, offset in sorted(points.items()) if key[0] in known]
         path = f"{self.path}/{name}"
         files.write_whole(self.fs, path, checkpoint.encode(rows), temporary=f"{path}{names.TEMPORARY}")
-        return points
 
 
 def make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> str:

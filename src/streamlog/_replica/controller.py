@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamlog._replica.metadata import Metadata
     from streamlog._replica.replicated import ReplicatedLog
 
-from streamlog._log.state import EPOCH, HWM
+from streamlog._log.state import DAMAGED, EPOCH, HWM
 from streamlog._os.clock import monotonic
 from streamlog._replica import election
 from streamlog._replica.election import NOBODY, PartitionState, change_record
@@ -385,8 +385,9 @@ class Controller:
                     continue
                 state, ends = self._state(key), found[key]
                 changes[key] = election.after_boot(
-                    state, ends, marks[key], self._min_in_sync(key), unclean=self._unclean(key), floor=self._floor(key, state)
-                )
+                    state, ends, marks[key], self._min_in_sync(key), unclean=self._unclean(key), floor=self._floor(key, state),
+                    damaged=[broker for broker in ends if each.on(broker).words[DAMAGED]],
+                )  # fmt: skip
             return changes
 
         def act() -> None:

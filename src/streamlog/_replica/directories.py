@@ -17,6 +17,7 @@ from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log import segment
 from streamlog._os import files, process
+from streamlog._replica import checkpoints
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
 from streamlog.errors import StorageError
 
@@ -36,6 +37,7 @@ def make(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> No
     directory = home.directory(name, number, broker)
     if files.exists(directory):  # of a creation, a deletion or a move that was cut short
         remove(home, [take_away(home, directory)])
+        checkpoints.lower(home, broker, (topic_id.hex(), number), 0)
     partition_log.create(home.fs, directory, topic_id, number)
     files.take_owner(directory, home.path)
 
@@ -59,6 +61,7 @@ def make_anew(
         if seen >= 0:
             taken.append(take_away(home, directory))
         void()
+        checkpoints.lower(home, broker, (key[0].hex(), key[1]), 0)
         partition_log.create(home.fs, directory, key[0], key[1])
         files.take_owner(directory, home.path)
 
@@ -75,6 +78,7 @@ def drop(home: Home, name: str, key: tuple[bytes, int], broker: int, void: Calla
         directory = home.directory(name, key[1], broker) if broker in home.brokers else ""
         if (state is None or broker not in state.replicas) and files.is_directory(directory):
             void()
+            checkpoints.lower(home, broker, (key[0].hex(), key[1]), 0)
             taken.append(take_away(home, directory))
 
     home.metadata.write(timeout, list, act)

@@ -97,14 +97,20 @@ def elected(state: PartitionState, alive: Collection[int], *, unclean: bool, pre
 
 
 def after_boot(
-    state: PartitionState, ends: dict[int, tuple[int, int]], high_watermark: int, min_in_sync: int, *, unclean: bool, floor: int
-) -> PartitionState:
+    state: PartitionState, ends: dict[int, tuple[int, int]], high_watermark: int, min_in_sync: int, *, unclean: bool, floor: int,
+    damaged: Collection[int] = (),
+) -> PartitionState:  # fmt: skip
     """The first election after a reboot, which may have been a power cut (H32): the longest log leads, at a new epoch.
 
     Args: ends: of each replica that can be read, the epoch of its last record and its end; floor: the highest epoch in any of the logs.
     A member that ends below the checkpointed `high_watermark` leaves first; where nobody is left the partition waits for an operator.
+    A `damaged` one leaves where another one is whole.
     """
     after = state
+    members = {*state.in_sync, *state.eligible} & ends.keys()
+    if any(broker not in damaged and ends[broker][1] >= high_watermark for broker in members):
+        for broker in sorted(members.intersection(damaged)):
+            after = without(after, broker, min_in_sync, lost=True)
     for broker in sorted({*state.in_sync, *state.eligible}):
         if broker in ends and ends[broker][1] < high_watermark:
             after = without(after, broker, min_in_sync, lost=True)

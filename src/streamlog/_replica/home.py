@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log.log import Log
-from streamlog._log.partition import LogSettings, PartitionLog
+from streamlog._log.partition import PartitionLog
+from streamlog._log.pending import LogSettings
 from streamlog._log.state import OPEN, Slot, StateFile
 from streamlog._os import files, locks, mapping, process
 from streamlog._os.clock import Clock, monotonic, sleep
@@ -35,6 +36,7 @@ from streamlog._replica import metadata as metadata_log
 from streamlog._replica.brokers import Broker, read_properties
 from streamlog._replica.description import FORMAT_VERSION, Description
 from streamlog._replica.election import change_record, created
+from streamlog._replica.home_log import HomeLog
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig
 from streamlog.errors import (
@@ -85,9 +87,13 @@ class Home:
 
     def __init__(
         self, fs: FileSystem, path: str, *, create: bool, config: Mapping[str, Any], timeout: float, reserve: bool,
-        brokers: int | list[str] | None = None,
+        brokers: int | list[str] | None = None, reads_metadata: bool = True,
     ) -> None:  # fmt: skip
-        """`brokers`: how many, below the home, or where they are; None: as it was made, with one where it is made now."""
+        """`brokers`: how many, below the home, or where they are; None: as it was made, with one where it is made now.
+
+        `reads_metadata`: False for who repairs them.
+        """
+        self._reads_metadata = reads_metadata
         self.fs, self.path, self._reserve = fs, path, reserve
         self.closed = ""
         self._lock = RLock()
@@ -140,7 +146,8 @@ class Home:
         self.metadata.now_ms = self.clock.now_ms
         if self.quorum is not None:
             self._join_quorum(self.quorum, lock, unopened, timeout)
-        self.metadata.refresh(timeout)
+        if self._reads_metadata:
+            self.metadata.refresh(timeout)
 
     @property
     def is_replicated(self) -> bool:
@@ -478,9 +485,9 @@ class Home:
     def _make_log(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float, broker: int = 0) -> PartitionLog:
         slot = self._slot(found, self._state(found, topic.topic_id, broker, timeout), partition, timeout)
         points = self.brokers[broker].recovery_points if broker in self.brokers else {}
-        return _HomeLog(
+        return HomeLog(
             self, self.fs, self.directory(topic.name, partition, broker), topic.name, topic.topic_id, partition, slot,
-            self._locks_of(broker), self.bell, self._settings(topic), points.get((topic.topic_id.hex(), partition), 0),
+            self._locks_of(broker), self.bell, self._settings(topic), points.get((topic.topic_id.hex(), partition), 0), broker=broker,
         )  # fmt: skip
 
     def _locks_of(self, broker: int) -> LockFile:
@@ -754,20 +761,6 @@ def _is_ours(name: str) -> bool:
 
 def _nothing(_: Log) -> None:
     """Nobody coordinates transactions here."""
-
-
-class _HomeLog(PartitionLog):
-    """A log whose open files count against the home's limit."""
-
-    def __init__(self, home: Home, *args: Any) -> None:
-        super().__init__(*args)
-        self._home = weakref.ref(home)
-
-    def _open_active(self, base_offset: int) -> None:
-        super()._open_active(base_offset)
-        home = self._home()
-        if home is not None:
-            home.opened(self)
 
 
 _homes: weakref.WeakSet[Home] = weakref.WeakSet()

@@ -31,7 +31,7 @@ from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log.fold import Fold
 from streamlog._log.log import Log
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.state import FAILED as SYNC_FAILED
 from streamlog._log.state import HWM, SYNCED
 from streamlog._os.locks import ByteLock, under

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
-from streamlog._log.partition import Pending
+from streamlog._log.pending import Pending
 from streamlog._log.state import DIRECTORY, EPOCH, FAILED, HWM
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic, sleep

@@ -13,19 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+from streamlog._format import names
 from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, TRANSACTIONAL, Batch
 from streamlog._format.control import is_commit
 from streamlog._log import recovery
 from streamlog._log.log import Log
-from streamlog._log.partition import PartitionLog, Pending
+from streamlog._log.partition import PartitionLog
+from streamlog._log.pending import Pending
 from streamlog._log.producer_state import BehindError
 from streamlog._log.reader import LogReader
-from streamlog._log.state import ALIGNED, BELL, END, EPOCH, HWM, Slot
+from streamlog._log.state import ALIGNED, BELL, DAMAGED, END, EPOCH, HWM, POSITION, SEGMENT, Slot
 from streamlog._os import locks
 from streamlog._os.locks import LEADERSHIP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
 from streamlog._replica import leadership
 from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, epoch_of, leader_of, members
+from streamlog.errors import CorruptRecordError
 
 FETCH_BYTES = 1 << 20  # read from the leader at one time, and written under one hold of the follower's lock
 
@@ -175,6 +178,11 @@ class Replicas(Log):
             raise MovedError
         leader.settle(for_append=True)
         epoch, words = epoch_of(place), leader.words
+        if words[END] < self.leadership[HWM]:
+            raise CorruptRecordError(
+                f"{leader.directory}: it ends at {words[END]}, and records below {self.leadership[HWM]} were acknowledged: it is not as it was",
+                f"{leader.directory}/{names.log(words[SEGMENT])}", words[POSITION], self.leadership[HWM], words[END], self.leadership[HWM],
+            )  # fmt: skip
         if words[ALIGNED] != epoch:
             if words[EPOCH] != epoch:
                 leader.begin_epoch(epoch, words[END])
@@ -301,6 +309,8 @@ class Replicas(Log):
         follower._settle_if_changed(for_append=True)
         words = follower.words
         end = divergence(follower.leader_epochs(), words[END], leader_epochs, leader_end)
+        if words[DAMAGED] and not self.on(leader_of(place)).words[DAMAGED]:
+            end = min(end, words[DAMAGED] - 1)  # the leader has what is missing here
         if end < words[END]:
             at = max((entry for entry in leader_epochs.entries if entry[1] <= end), default=(epoch_of(place), end))
             recovery.cut(follower, end, *at)

@@ -13,7 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamlog._log.partition import LogSettings, PartitionLog, Pending
+    from streamlog._log.partition import PartitionLog
+    from streamlog._log.pending import LogSettings, Pending
     from streamlog._log.state import Slot
     from streamlog._os.locks import LockFile
     from streamlog._replica.controller import Controller

@@ -19,13 +19,20 @@ _EVERY = 1.0  # seconds between lines of progress
 
 
 def add_commands(commands: Commands) -> None:
-    """Add `dump` and `verify`."""
+    """Add `dump`, `verify` and `repair`."""
     parser = commands.add_parser("dump", help="show what a file of a cluster holds, damaged or not")
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--records", action="store_true", help="of a segment: each record too")
     parser.set_defaults(run=_dump)
     parser = commands.add_parser("verify", help="check everything that must hold in a cluster's files")
     parser.set_defaults(run=_verify)
+    parser = commands.add_parser("repair", help="show what of a partition cannot be read, and go on without it where there is no other copy")
+    parser.add_argument("partition", metavar="TOPIC:PARTITION", type=_partition)
+    parser.add_argument(
+        "--keep", choices=("before", "behind"),
+        help="end the log before the first damage, or begin it behind the last; what goes is copied aside first.  Without it nothing is changed",
+    )  # fmt: skip
+    parser.set_defaults(run=_repair)
 
 
 def _dump(args: argparse.Namespace) -> int:
@@ -44,6 +51,39 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{finding.invariant} {finding.path}: {finding.message}")
     print(f"{len(findings)} findings" if findings else "everything holds", file=sys.stderr)
     return 1 if findings else 0
+
+
+def _partition(text: str) -> tuple[str, int]:
+    topic, colon, number = text.rpartition(":")
+    if not colon or not topic or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be TOPIC:PARTITION")
+    return topic, int(number)
+
+
+def _repair(args: argparse.Namespace) -> int:
+    topic, partition = args.partition
+    with _open_to_repair(location(args), topic) as cluster:
+        found = cluster.damage(topic, partition)
+        for each in found:
+            print(f"offsets {each.first_offset} to {each.next_offset - 1} cannot be read: {each.reason}")
+        if not found:
+            print("everything can be read", file=sys.stderr)
+            return 0
+        if args.keep is None:
+            print("--keep before ends the log there, --keep behind begins it behind; nothing was changed", file=sys.stderr)
+            return 1
+        print(f"the segments were copied to {cluster.repair_partition(topic, partition, keep=args.keep)}")
+    return 0
+
+
+def _open_to_repair(where: str, topic: str) -> streamlog.Cluster:
+    """The cluster; where its metadata are to be repaired they need not be readable."""
+    from streamlog import cluster
+    from streamlog._format import names
+
+    if topic != names.METADATA_TOPIC:
+        return streamlog.open(where, create=False)
+    return cluster.Cluster(cluster._Place(where), create=False, reads_metadata=False)
 
 
 def _progress() -> tuple[Callable[[int, int], None] | None, Callable[[], None]]:

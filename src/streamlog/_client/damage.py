@@ -1,0 +1,48 @@
+"""Damaged partitions of which there is no other copy, as an operator asks for them."""
+
+from __future__ import annotations
+
+from streamlog._format import names
+from streamlog._log import repair as log_repair
+from streamlog._log.partition import PartitionLog
+from streamlog._replica.home import Home
+from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
+from streamlog.errors import ConfigurationError, CorruptRecordError, InvalidStateError
+from streamlog.types import Damage
+
+
+def _log(home: Home, topic: str, partition: int, timeout: float) -> PartitionLog:
+    """The replica that is read; of the metadata the only one."""
+    if topic == names.METADATA_TOPIC and partition == 0:
+        return home.log(TopicMetadata(names.METADATA_TOPIC, TOPIC_ID, 1, {}), 0, timeout).replica
+    return home.log(home.metadata.topic(topic), partition, timeout).replica
+
+
+def of(home: Home, topic: str, partition: int, timeout: float) -> list[Damage]:
+    """What of a partition cannot be read."""
+    return [Damage(topic, partition, *hole) for hole in log_repair.holes(_log(home, topic, partition, timeout), timeout)]
+
+
+def refuse(home: Home, timeout: float) -> None:
+    """Raise CorruptRecordError where anything is damaged."""
+    for topic in list(home.metadata.topics.values()):
+        for number in range(topic.partitions):
+            for first, after, reason in log_repair.holes(_log(home, topic.name, number, timeout), timeout):
+                how = f"`streamlog repair {topic.name}:{number}` shows what can be done"
+                message = f"{topic.name}-{number} is damaged at offset {first}, and there is no other copy; {how} ({reason})"
+                raise CorruptRecordError(message, _log(home, topic.name, number, timeout).directory, 0, first, None, after)
+
+
+def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) -> str:
+    """Go on without what is damaged; returns where the segments were copied to."""
+    if keep not in ("before", "behind"):
+        raise ConfigurationError(f'keep={keep!r}: must be "before" or "behind"')
+    if home.is_replicated:
+        raise InvalidStateError(f"{topic}-{partition}: the cluster has several brokers: `repair` copies what is damaged from another one")
+    log = _log(home, topic, partition, timeout)
+    found = log_repair.holes(log, timeout)
+    if not found:
+        return ""
+    if keep == "before":
+        return log_repair.end_before(log, found[0][0], timeout)
+    return log_repair.begin_behind(log, found[-1][1], timeout)

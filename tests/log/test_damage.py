@@ -1,0 +1,429 @@
+"""Damage is not a tail: what was on the disk, or published in this boot, is never cut away in silence."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import streamlog
+from replica.clusters import brokers, log_of, records_on, settle
+from streamlog._log import recovery
+from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, SYNCED
+from streamlog._os import files
+from streamlog._os.locks import under
+
+HEADER, BATCH = 64, 96  # bytes of a segment's header, and of a batch of one short value
+
+
+@pytest.fixture
+def location(place: Path) -> Path:
+    return place / "log"
+
+
+def filled(location: Path, count: int = 40, *, durability: str = "fsync", **config: object) -> Path:
+    """A topic with so many records, each a batch; returns the first segment's file."""
+    with streamlog.open(location) as log:
+        log.create_topic("t", **config)
+        with log.producer(linger_ms=0, durability=durability) as producer:
+            for number in range(count):
+                producer.send("t", b"%06d" % number).result()
+    return location / "broker-0/t-0/00000000000000000000.log"
+
+
+def flip(path: Path, position: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 0xFF]))
+
+
+def reboot(location: Path) -> None:
+    shutil.rmtree(location / "run")
+
+
+def read(log: streamlog.Cluster) -> tuple[list[int], list[tuple[int, int]]]:
+    """Offsets that can be read, and from where to where not."""
+    offsets: list[int] = []
+    gaps: list[tuple[int, int]] = []
+    with log.consumer("t", auto_offset_reset="earliest") as consumer:
+        while True:
+            try:
+                records = consumer.poll()
+            except streamlog.CorruptRecordError as error:
+                gaps.append((consumer.position(("t", 0)), error.next_offset))
+                consumer.seek(("t", 0), error.next_offset)
+                continue
+            if not records:
+                return offsets, gaps
+            offsets += [record.offset for record in records]
+
+
+def sizes(location: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (location / "broker-0/t-0").glob("*.log")}
+
+
+@pytest.mark.parametrize("config", [{}, {"segment_bytes": 4096}])
+@pytest.mark.parametrize("which", [0, 7, 39])
+def test_a_bit_that_rots_below_the_recovery_point_costs_its_batch_alone(which: int, config: dict[str, int], location: Path, caplog) -> None:
+    filled(location, **config)
+    base, path = max((int(path.stem), path) for path in (location / "broker-0/t-0").glob("*.log") if int(path.stem) <= which)
+    flip(path, HEADER + BATCH * (which - base) + 90)
+    before = sizes(location)
+    reboot(location)
+    with caplog.at_level(logging.ERROR, "streamlog"), streamlog.open(location) as log:
+        assert read(log) == ([n for n in range(40) if n != which], [(which, which + 1)])
+        assert before.items() <= sizes(location).items(), "nothing is removed"
+        with log.producer(linger_ms=0) as producer:
+            placed = producer.send("t", b"new").result()
+        assert placed.offset == 40
+        assert {finding.invariant for finding in streamlog.check(log)} == {"I3"}
+    if not (config and which < 30):  # a segment that lies wholly below the recovery point is not scanned
+        assert f"offset {which} was on the disk" in caplog.text
+    reboot(location)
+    with streamlog.open(location) as log:
+        assert read(log) == ([n for n in range(41) if n != which], [(which, which + 1)])
+
+
+def test_a_tail_that_was_not_synced_is_cut_though_sound_batches_follow(location: Path) -> None:
+    """H27: at and above the recovery point nobody knows what was on the disk."""
+    path = filled(location, durability="os")
+    flip(path, HEADER + BATCH * 10 + 90)
+    reboot(location)
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(10)), [])
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 10
+        assert streamlog.check(log) == []
+
+
+def test_a_file_that_lost_its_synced_end_is_damaged(location: Path) -> None:
+    path = filled(location)
+    os.truncate(path, HEADER + BATCH * 25)
+    reboot(location)
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(25)), [(25, 40)])
+        assert log.topic("t").end_offsets() == {0: 40}
+        assert streamlog.check(log) != []
+
+
+@pytest.mark.parametrize("what", ["header", "file", "first header"])
+def test_a_synced_segment_that_cannot_be_read_is_kept(what: str, location: Path) -> None:
+    filled(location, 100, segment_bytes=4096)
+    segments = sorted((location / "broker-0/t-0").glob("*.log"))
+    bases = [int(path.stem) for path in segments]
+    assert len(bases) > 2
+    lost = 0 if what == "first header" else 1
+    if what == "file":
+        segments[lost].unlink()
+    else:
+        flip(segments[lost], 30)
+    reboot(location)
+    with streamlog.open(location) as log:
+        kept = [n for n in range(100) if not bases[lost] <= n < bases[lost + 1]]
+        assert read(log) == (kept, [(bases[lost], bases[lost + 1])])
+        assert (what == "file") != segments[lost].exists()
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 100
+        assert streamlog.check(log) != []
+
+
+def test_a_leftover_without_a_header_does_not_hide_what_is_there(location: Path) -> None:
+    """A name that a cut removed, and a power cut brought back."""
+    filled(location)
+    leftover = location / "broker-0/t-0" / f"{20:020}.log"
+    leftover.write_bytes(bytes(HEADER))
+    reboot(location)
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(40)), [])
+        assert not leftover.exists()
+        assert streamlog.check(log) == []
+
+
+def test_metadata_that_rotted_are_not_cut(location: Path) -> None:
+    with streamlog.open(location) as log:
+        for number in range(5):
+            log.create_topic(f"t{number}")
+        path = location / "broker-0/__cluster_metadata-0/00000000000000000000.log"
+        second = HEADER + int.from_bytes(path.read_bytes()[HEADER + 28 : HEADER + 32], "little")
+    flip(path, second + 85)
+    reboot(location)
+    for _ in range(2):
+        with pytest.raises(streamlog.CorruptRecordError, match="next readable"):
+            streamlog.open(location)
+        assert sorted(each.name for each in (location / "broker-0").glob("t*")) == [f"t{number}-0" for number in range(5)]
+    shown = streamlog_command(location, "repair", "__cluster_metadata:0")
+    assert shown.returncode == 1
+    assert "offsets 1 to 1 cannot be read" in shown.stdout
+    done = streamlog_command(location, "repair", "__cluster_metadata:0", "--keep", "behind")
+    assert done.returncode == 0, done.stderr
+    with streamlog.open(location) as log:
+        assert log.topics() == ["t2", "t3", "t4"]
+
+
+def streamlog_command(location: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "streamlog", "--location", str(location), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+# ---- within one boot
+
+
+@pytest.mark.parametrize("lost", [1, 5, 10, 50, 96, 97, 300])
+def test_a_live_file_that_is_shorter_than_the_words_say_is_damaged(lost: int, location: Path) -> None:
+    path = filled(location, 6, durability="os")
+    os.truncate(path, HEADER + BATCH * 6 - lost)
+    left = (BATCH * 6 - lost) // BATCH
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(left)), [(left, 6)])
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 6
+        assert streamlog.check(log) != []
+        assert read(log) == ([*range(left), 6], [(left, 6)])
+
+
+def test_a_death_over_damage_loses_nothing(location: Path) -> None:
+    path = filled(location, 10, durability="os")
+    with streamlog.open(location) as log:
+        words = log._log(log._refreshed().topic("t"), 0).words
+        flip(path, HEADER + BATCH * 4 + 90)
+        words[DIRTY] = 4_000_000  # of a process that died inside
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 10
+        assert words[DAMAGED] == 5
+        assert read(log) == ([n for n in range(11) if n != 4], [(4, 5)])
+
+
+def test_sound_batches_behind_what_a_dead_process_wrote_are_kept(location: Path) -> None:
+    """Within one boot a page that was written stays: bytes that cannot be read between sound ones are no torn tail."""
+    path = filled(location, 10, durability="os")
+    with streamlog.open(location) as log:
+        words = log._log(log._refreshed().topic("t"), 0).words
+        flip(path, HEADER + BATCH * 7 + 90)
+        words[HWM] = words[END] = 7
+        words[DIRTY] = 4_000_000
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 10
+        assert read(log) == ([n for n in range(11) if n != 7], [(7, 8)])
+
+
+def test_torn_bytes_of_a_dead_process_are_written_over(location: Path) -> None:
+    path = filled(location, 10, durability="os")
+    with streamlog.open(location) as log:
+        words = log._log(log._refreshed().topic("t"), 0).words
+        with open(path, "r+b") as file:
+            file.seek(HEADER + BATCH * 10)
+            file.write(os.urandom(50))
+        words[DIRTY] = 4_000_000
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 10
+        assert words[DAMAGED] == 0
+        assert read(log) == (list(range(11)), [])
+        assert len(list(path.parent.glob("*.log"))) == 1
+
+
+# ---- a disk that comes back as it was at another time, within one boot
+
+
+class Remounted:
+    """The live words, and the files, as they were at two times; between them the disk was unmounted."""
+
+    def __init__(self, location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = location / "broker-0/t-0/00000000000000000000.log"
+        self.location = location
+        self._mount = files.mount_of(str(location.parent))
+        assert self._mount
+        monkeypatch.setattr(files, "mount_of", lambda _: self._mount)
+
+    def states(self) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (self.location / "run").glob("*.state") if len(path.name) > 30}
+
+    def put_back(self, saved: dict[Path, bytes]) -> None:
+        for path, data in saved.items():
+            with open(path, "r+b") as file:
+                file.write(data)
+        self._mount += 1
+
+
+def test_a_log_that_is_newer_than_the_words_is_opened_as_after_a_reboot(location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Remounted(location, monkeypatch)
+    filled(location, 5, durability="fsync")
+    saved = disk.states()
+    with streamlog.open(location) as log, log.producer(linger_ms=0, durability="fsync") as producer:
+        for number in range(5, 12):
+            producer.send("t", b"%06d" % number).result()
+    disk.put_back(saved)
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(12)), [])
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 12
+        partition = log.topic("t").describe().partitions[0]
+        assert partition.leader_epoch == 1
+        assert partition.segments == 2
+        assert streamlog.check(log) == []
+
+
+def test_a_log_that_is_older_than_the_words_lost_what_was_not_synced(location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Remounted(location, monkeypatch)
+    filled(location, 5, durability="fsync")
+    saved = disk.path.read_bytes()
+    with streamlog.open(location) as log, log.producer(linger_ms=0) as producer:
+        for number in range(5, 12):
+            producer.send("t", b"%06d" % number).result()
+    old = saved[: HEADER + 5 * BATCH]
+    with open(disk.path, "r+b") as file:
+        file.write(old + bytes(disk.path.stat().st_size - len(old)))  # with its space reserved still
+    disk.put_back({})
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(5)), [])
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 5
+        assert streamlog.check(log) == []
+
+
+def test_what_was_synced_and_is_missing_after_a_remount_is_damage(location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Remounted(location, monkeypatch)
+    filled(location, 12, durability="fsync")
+    (location / "broker-0/recovery-point-offset-checkpoint").unlink()
+    os.truncate(disk.path, HEADER + 5 * BATCH)
+    disk.put_back({})
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(5)), [(5, 12)])
+        assert streamlog.check(log) != []
+
+
+def test_a_mark_that_is_up_on_an_old_page_is_no_death(location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Remounted(location, monkeypatch)
+    filled(location, 5, durability="fsync")
+    with streamlog.open(location) as log:
+        words = log._log(log._refreshed().topic("t"), 0).words
+        assert words[MOUNT]
+        assert words[SYNCED] == 5
+        words[DIRTY] = 4_000_000
+    disk.put_back({})
+    with streamlog.open(location) as log, log.producer(linger_ms=0) as producer:
+        assert producer.send("t", b"new").result().offset == 5
+        assert log.topic("t").describe().partitions[0].leader_epoch == 1, "it was opened as after a reboot"
+
+
+def test_the_words_are_believed_where_they_speak_of_the_files(location: Path) -> None:
+    filled(location, 5, durability="os")
+    for _ in range(3):
+        with streamlog.open(location) as log:
+            assert read(log) == (list(range(5)), [])
+            found = log.topic("t").describe().partitions[0]
+            assert (found.leader_epoch, found.segments) == (0, 1)
+
+
+# ---- one broker: an operator decides
+
+
+@pytest.mark.parametrize("keep", ["before", "behind"])
+@pytest.mark.parametrize("config", [{}, {"segment_bytes": 4096}])
+@pytest.mark.parametrize("boot", [True, False])
+def test_one_broker_goes_on_before_or_behind_the_damage(keep: str, config: dict[str, int], boot: bool, location: Path) -> None:
+    filled(location, 100, **config)
+    base, path = max((int(path.stem), path) for path in (location / "broker-0/t-0").glob("*.log") if int(path.stem) <= 50)
+    flip(path, HEADER + BATCH * (50 - base) + 90)
+    data = path.read_bytes()
+    if boot:
+        reboot(location)
+    shown = streamlog_command(location, "repair", "t:0")
+    assert shown.returncode == 1
+    assert "offsets 50 to 50 cannot be read" in shown.stdout
+    with streamlog.open(location) as log:
+        assert [(each.first_offset, each.next_offset) for each in log.damage("t", 0)] == [(50, 51)]
+        with pytest.raises(streamlog.CorruptRecordError, match="streamlog repair t:0"):
+            log.repair()
+        aside = Path(log.repair_partition("t", 0, keep=keep))
+        assert (aside / path.name).read_bytes()[: HEADER + 40 * BATCH] == data[: HEADER + 40 * BATCH]
+        wanted = list(range(50)) if keep == "before" else list(range(51, 100))
+        assert read(log) == (wanted, [])
+        assert log.repair() == {}
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new", partition=0).result().offset == wanted[-1] + 1
+        assert streamlog.check(log) == []
+    for again in (False, True):
+        if again:
+            reboot(location)
+        with streamlog.open(location) as log:
+            assert read(log) == ([*wanted, wanted[-1] + 1], [])
+            assert streamlog.check(log) == []
+
+
+def test_repair_says_that_nothing_is_damaged(location: Path) -> None:
+    filled(location, 5)
+    done = streamlog_command(location, "repair", "t:0", "--keep", "before")
+    assert (done.returncode, done.stderr) == (0, "everything can be read\n")
+    assert streamlog_command(location, "repair", "t").returncode == 2
+    assert "must be TOPIC:PARTITION" in streamlog_command(location, "repair", "t").stderr
+
+
+# ---- several brokers
+
+
+def crash(place: Path) -> None:
+    shutil.rmtree(place / "log/run")
+
+
+def test_a_replica_that_lost_what_it_had_synced_is_repaired_from_another(place: Path) -> None:
+    for victim in range(3):
+        here = place / str(victim)
+        with brokers(here) as cluster:
+            cluster.create_topic("t", replication_factor=3)
+            with cluster.producer(linger_ms=0, durability="fsync") as producer:
+                for number in range(20):
+                    producer.send("t", b"%06d" % number).result()
+        flip(here / f"log/broker-{victim}/t-0/00000000000000000000.log", HEADER + BATCH * 10 + 90)
+        crash(here)
+        with brokers(here) as cluster:
+            assert read(cluster) == (list(range(20)), [])
+            log = log_of(cluster)
+            settle(log)
+            assert log.state.in_sync == (0, 1, 2)
+            assert records_on(log, victim) == records_on(log, (victim + 1) % 3)
+
+
+def test_where_every_replica_is_damaged_nothing_is_removed(place: Path) -> None:
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        with cluster.producer(linger_ms=0, durability="fsync") as producer:
+            for number in range(20):
+                producer.send("t", b"%06d" % number).result()
+    paths = [place / f"log/broker-{broker}/t-0/00000000000000000000.log" for broker in range(3)]
+    for path in paths:
+        flip(path, HEADER + BATCH * 10 + 90)
+    before = [path.stat().st_size for path in paths]
+    crash(place)
+    with streamlog.open(place / "log") as cluster:
+        assert read(cluster)[0] == [n for n in range(20) if n != 10]
+        assert [path.stat().st_size for path in paths] == before
+        assert streamlog.check(cluster) != []
+
+
+def test_what_was_cut_on_purpose_is_no_damage_after_a_reboot(place: Path) -> None:
+    """KIP-101: a follower had synced records that the leader has not."""
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        with cluster.producer(linger_ms=0, durability="fsync") as producer:
+            for number in range(10):
+                producer.send("t", b"%06d" % number).result()
+    checkpoint = place / "log/broker-1/recovery-point-offset-checkpoint"
+    assert "0 10\n" in checkpoint.read_text()
+    with brokers(place) as cluster:
+        log = log_of(cluster)
+        replica = log.on(1)
+        replica.ensure_valid(10.0)
+        replica.words[ALIGNED] = 0
+        under(replica.lock, 10.0, lambda: (replica.settle(for_append=True), recovery.cut(replica, 4, replica.words[EPOCH], 0)))
+        assert "0 4\n" in checkpoint.read_text()
+        replica.words[BOOT] = 0
+        under(replica.lock, 10.0, replica.settle, for_append=False)
+        assert (replica.words[END], replica.words[DAMAGED]) == (4, 0)
+        with cluster.producer(linger_ms=0) as producer:
+            producer.send("t", b"again").result()
+        assert replica.words[END] == 11
