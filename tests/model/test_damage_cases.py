@@ -7,11 +7,13 @@ after a death.  All of it is tried on the code itself, and compared with the rul
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import streamlog
 from streamlog._log import recovery
+from streamlog._log.partition import PartitionLog
 from streamlog._log.state import BOOT, DIRTY, END, HWM, MOUNT, POSITION
 
 HEADER, BATCH, COUNT, ROLL = 64, 96, 6, 3
@@ -123,7 +125,7 @@ def test_each_rule_is_needed(rule: str, cases: Cases, monkeypatch: pytest.Monkey
     if rule == "durable":
         whole = recovery._whole
 
-        def short(log, bases, headers):
+        def short(log: PartitionLog, bases: list[int], headers: Any) -> Any:
             kept, end, tail = whole(log, bases, headers)
             log.recovery_point = min(log.recovery_point, end)
             return kept, end, tail

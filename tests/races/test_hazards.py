@@ -58,12 +58,12 @@ def kill(pid: int) -> None:
 @pytest.mark.parametrize("rule", ["words", "pack_into"])
 def test_h01_a_word_is_never_seen_torn(rule: str, place: Path) -> None:
     mapping.create(LOCAL, str(place / "page"), bytes(4096))
-    page, _ = mapping.open_page(LOCAL, str(place / "page"))
+    page, _ = mapping.open_page(LOCAL, str(place / "page"), 4096)
     patterns = (0x0101010101010101, 0x7E7E7E7E7E7E7E7E)
     page.words[3] = patterns[0]
 
     def store() -> None:
-        mine, _ = mapping.open_page(LOCAL, str(place / "page"))
+        mine, _ = mapping.open_page(LOCAL, str(place / "page"), 4096)
         while True:
             for pattern in patterns:
                 if rule == "words":

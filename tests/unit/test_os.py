@@ -69,7 +69,7 @@ def test_a_lock_keeps_threads_and_descriptions_apart(place: Path) -> None:
 def test_waiters_wake_by_the_bell_or_by_looking(futexes: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wake, "_registered", futexes and wake._registered)
     mapping.create(LOCAL, str(place / "page"), bytes(4096))
-    page, _ = mapping.open_page(LOCAL, str(place / "page"))
+    page, _ = mapping.open_page(LOCAL, str(place / "page"), 4096)
     bells = [wake.Bell(page, index) for index in (0, 8)]
     for count in (1, 2):
         ready = [False]

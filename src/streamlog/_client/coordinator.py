@@ -47,6 +47,7 @@ class Coordinator:
     def __init__(self, home: Home, group_id: str, file: GroupFile, offsets: OffsetsLog, transactions: TransactionCoordinator) -> None:
         self.home, self.group_id, self.file, self.offsets, self._transactions = home, group_id, file, offsets, transactions
         self.clock = home.clock
+        self._has_looked = False  # this process has compared the live state with what the log remembers
 
     # ---- the group's state ---------------------------------------------------------------------------------------------------
 
@@ -77,9 +78,14 @@ class Coordinator:
     def _load(self, deadline: float) -> Group:
         """The live state; where there is none since the boot, what the log remembers: nobody is in the group."""
         found = self.file.load()
-        if found is not None:
+        if found is not None and self._has_looked:
             return found
         kept = self.offsets.group(self.group_id, left(deadline))
+        if found is not None:
+            recorded = -1 if kept.metadata is None else kept.metadata.epoch
+            self._has_looked = found.epoch >= recorded
+            # else it is of another time: the disk came back as it was, or who wrote the record died before the state
+            return found if self._has_looked else found._replace(epoch=recorded + 1)
         if kept.metadata is None:
             return Group(self.group_id, dead=not kept.offsets)
         metadata = kept.metadata

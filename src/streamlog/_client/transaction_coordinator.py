@@ -106,7 +106,7 @@ class TransactionCoordinator:
                 fs, run = self.home.fs, f"{self.home.path}/{names.RUN}"
                 path = f"{run}/{names.TRANSACTION_HOLDERS}"
                 mapping.create(fs, path, bytes(PAGE))
-                page, _ = mapping.open_page(fs, path)
+                page, _ = mapping.open_page(fs, path, PAGE)
                 path = f"{run}/{names.TRANSACTION_LOCKS}"
                 self._files = self.home.keep(LockFile(fs, path)), self.home.keep(LockFile(fs, path)), page
             return self._files

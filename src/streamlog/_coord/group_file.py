@@ -23,7 +23,7 @@ from streamlog._format import names
 from streamlog._format.batch import checksum
 from streamlog._os import locks, mapping, process
 from streamlog._os.files import O_RDWR, PAGE, FileSystem
-from streamlog._os.locks import GROUP, ByteLock, LockFile
+from streamlog._os.locks import GROUP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
 from streamlog.errors import StorageError
 from streamlog.types import TopicPartition
@@ -35,6 +35,8 @@ _SLOTS = (8, 12)  # word of each descriptor: offset, capacity, length, checksum
 _BEATS = PAGE // 8
 _CONTENT = PAGE + -(-MAX_MEMBERS * 16 // PAGE) * PAGE
 _FIRST_CAPACITY = 4096
+_LEAST = _CONTENT + 2 * _FIRST_CAPACITY
+_MAKING = 1 << 62  # a byte of `groups.lock` that is no group's
 _MS = (1 << 44) - 1
 _TAGS = 1 << 20
 
@@ -46,12 +48,12 @@ class GroupFile:
         self.group_id, self._fs = group_id, fs
         self._path = f"{run}/{names.group(group_id)}"
         try:
-            self._page, _ = mapping.open_page(fs, self._path)
+            self._page, _ = mapping.open_page(fs, self._path, _LEAST)
         except FileNotFoundError:
             mapping.create(fs, self._path, self._new())
-            self._page, _ = mapping.open_page(fs, self._path)
+            self._page, _ = mapping.open_page(fs, self._path, _LEAST)
         if self._page.map[:8] != _MAGIC:
-            raise StorageError(f"{self._path} is not a group's state")
+            under(ByteLock(lock_file, _MAKING, GROUP, lambda: f"lock of the state of group {group_id!r}, which is made anew"), 10.0, self._make_anew)
         self.words = self._page.words
         self._fd = fs.open(self._path, O_RDWR)
         self._lock_file, self._prober = lock_file, prober
@@ -61,9 +63,16 @@ class GroupFile:
         self._held: set[int] = set()  # member slots of this process
         self._seen: tuple[int, Group | None] = (-1, None)
 
+    def _make_anew(self) -> None:
+        """The file is not a group's: a power cut left it empty, short or zeroed, and nobody has it open.  It is written in place (H7)."""
+        if self._page.map[:8] != _MAGIC:
+            content = self._new()
+            self._page.map[8 : len(content)] = content[8:]
+            self._page.map[:8] = content[:8]
+
     @staticmethod
     def _new() -> bytes:
-        page = bytearray(_CONTENT + 2 * _FIRST_CAPACITY)
+        page = bytearray(_LEAST)
         page[: len(_MAGIC)], page[_ID] = _MAGIC, process.random_bytes(16)
         words = memoryview(page).cast("Q")
         for number, at in enumerate(_SLOTS):

@@ -57,6 +57,7 @@ SLOT_WORDS = 32
 SLOT_BYTES = SLOT_WORDS * 8
 DEAD = 1  # value of BOOT; boot ids are larger
 
+_LEAST = PAGE * 2  # bytes of a file: its header, and the first slots
 _MAGIC = b"SLT1"
 _HEADER = struct.Struct("<4sB3x16sQQ")  # magic, version, topic id, device and inode of this very file
 
@@ -70,11 +71,11 @@ class StateFile:
         try:
             self._open()
         except FileNotFoundError:
-            mapping.create(fs, path, bytes(PAGE * 2))
+            mapping.create(fs, path, bytes(_LEAST))
             self._open()
 
     def _open(self) -> None:
-        self.page, self.identity = mapping.open_page(self._fs, self.path)
+        self.page, self.identity = mapping.open_page(self._fs, self.path, _LEAST)
 
     def claim(self) -> None:
         """Make the slots count for this file: a copy of another one, or one not begun, is zeroed first.  Needs the topic's lock."""

@@ -60,10 +60,15 @@ def create(fs: FileSystem, path: str, content: bytes) -> None:
         fs.unlink(temporary)
 
 
-def open_page(fs: FileSystem, path: str) -> tuple[Page, tuple[int, int]]:
-    """Map a state file, all of it, for reading and writing.  Returns the page and the file's (device, inode)."""
+def open_page(fs: FileSystem, path: str, least: int) -> tuple[Page, tuple[int, int]]:
+    """Map a state file, all of it, for reading and writing.  Returns the page and the file's (device, inode).
+
+    A file of fewer than `least` bytes is what a power cut leaves of one that was never synced: it is made that long first, with zeros.
+    """
     fd = fs.open(path, O_RDWR)
     try:
+        if fs.fstat(fd).st_size < least:
+            fs.allocate(fd, least, path)
         found = fs.fstat(fd)
         size = found.st_size & -PAGE
         return Page(fd, size), (found.st_dev, found.st_ino)

@@ -53,10 +53,10 @@ from streamlog.errors import (
 
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
-_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _PROCESSES = 8, 9, 10, 11, 12, 64  # words of cluster.state
+_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _PROCESSES = 8, 9, 10, 11, 12, 13, 64  # words of cluster.state
 _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
-_STATE_PAGES = 4
-_MAX_PROCESSES = _STATE_PAGES * files.PAGE // 8 - _PROCESSES
+_STATE_BYTES = 4 * files.PAGE
+_MAX_PROCESSES = _STATE_BYTES // 8 - _PROCESSES
 _OPEN_LOGS = 80  # up to three descriptors each (H11)
 _OPEN_SOURCES = 48  # a descriptor each
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
@@ -306,6 +306,7 @@ class Home:
             lock_file = self.keep(LockFile(self.fs, f"{self.path}/{names.LOCK}"))
             if self._hold(lock_file.try_shared, deadline) and not lock_file.replaced():
                 if self._is_made():
+                    self._follow_mount(lock_file)
                     return lock_file
                 lock_file.unlock(0)
                 if not self._hold(lock_file.try_exclusive, deadline):
@@ -335,7 +336,7 @@ class Home:
         """Map `cluster.state`; whether it and the cluster are there and count."""
         try:
             self.fs.stat(f"{self.path}/{names.CLUSTER}")
-            self._page, identity = mapping.open_page(self.fs, f"{self.path}/{names.RUN}/{names.CLUSTER_STATE}")
+            self._page, identity = mapping.open_page(self.fs, f"{self.path}/{names.RUN}/{names.CLUSTER_STATE}", _STATE_BYTES)
         except FileNotFoundError:
             return False
         return self._page.map[: _STATE.size] == self._state_header(identity)
@@ -357,14 +358,27 @@ class Home:
                     self.fs.unlink(f"{run}/{name}")
         path = f"{run}/{names.CLUSTER_STATE}"
         try:
-            self._page, identity = mapping.open_page(self.fs, path)
+            self._page, identity = mapping.open_page(self.fs, path, _STATE_BYTES)
         except FileNotFoundError:
-            mapping.create(self.fs, path, bytes(_STATE_PAGES * files.PAGE))
-            self._page, identity = mapping.open_page(self.fs, path)
+            mapping.create(self.fs, path, bytes(_STATE_BYTES))
+            self._page, identity = mapping.open_page(self.fs, path, _STATE_BYTES)
         for number in range(self._page.size // 8):
             self._page.words[number] = 0
-        self._page.words[_RUN_ID] = int.from_bytes(process.random_bytes(8), "little") >> 1
+        self._begin_run()
         self._page.map[: _STATE.size] = self._state_header(identity)
+
+    def _begin_run(self) -> None:
+        """Draw a new number, and give away no producer id that was left: pages of another time may say that used ones are free (H31)."""
+        words = self._page.words
+        words[_RUN_ID] = int.from_bytes(process.random_bytes(8), "little") >> 1
+        words[_NEXT_ID] = words[_END_ID]
+        words[_MOUNT] = files.mount_of(self.path)
+
+    def _follow_mount(self, lock_file: LockFile) -> None:
+        """Through another mount, with nobody here: the disk may have been away meanwhile, and come back as it was at another time."""
+        if self._page.words[_MOUNT] != files.mount_of(self.path) and lock_file.try_exclusive(0):
+            self._begin_run()
+            lock_file.try_shared(0)
 
     def _describe_anew(self) -> None:
         """Bring `cluster.json` in step with the metadata: it was lost, or brokers came and went."""

@@ -2,7 +2,7 @@
 
 Files live in a directory, best on tmpfs; what has been synced is remembered beside it.  `crash(seed)` makes the directory that a machine
 finds after a power cut: synced data and names are there; of each page and each name that was changed since, the old or the new value,
-chosen by the seed.  `run/` is live state: whatever of it is left belongs to another boot.
+chosen by the seed; a file that was never synced may have length 0 under its name.  So it is in `run/` too, none of which is ever synced.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ class MemoryFileSystem(LocalFileSystem):
                     file.write(contents[inode])
             elif os.path.isdir(below):
                 os.mkdir(path)
-                if name != "run":
-                    self._rebuild(below, path, contents, chance)
+                self._rebuild(below, path, contents, chance)
 
 
 def _content(fd: int) -> bytes:
