@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 from streamlog._os import process
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
-_registered: set[tuple[str, int]] = set()
+_registered: set[int] = set()
 
 
 def remember(producer: Producer) -> None:
@@ -43,11 +43,23 @@ def _at_exit() -> None:
             sys.stderr.write(f"streamlog: {producer!r} lost {producer.dropped} records at exit: {error}\n")
 
 
+class _AfterFork:
+    """What `multiprocessing` is told to call in its children; it holds it weakly."""
+
+
+_after_fork = _AfterFork()
+
+
 def _finalize_at_exit() -> None:
-    """Children of multiprocessing skip `atexit` on Python 3.11: they have a finalizer of their own (H25)."""
+    """Children of multiprocessing may skip `atexit` (H25): they have a finalizer of their own.
+
+    A child of the fork server imports the main module, and so may make producers, before `multiprocessing` forgets all finalizers that it
+    has from its parent.  It then calls what `register_after_fork` was given: that makes ours again.
+    """
     util = sys.modules.get("multiprocessing.util")
-    if util is not None and ("finalizer", process.pid()) not in _registered:
-        _registered.add(("finalizer", process.pid()))
+    if util is not None and process.pid() not in _registered:
+        _registered.add(process.pid())
+        util.register_after_fork(_after_fork, lambda _: util.Finalize(None, _at_exit, exitpriority=100))
         util.Finalize(None, _at_exit, exitpriority=100)
 
 

@@ -625,11 +625,12 @@ class Home:
         now = monotonic()
         if now < self.next_tick:
             return
+        if self.closed:
+            raise DiskFailedError(f"{self.path}: {self.closed}; close it in every process and open it again")
         self.next_tick = now + _TICK
         for lock_file in list(self._lock_files):
             if lock_file.replaced():
-                self.closed = f"{lock_file.path} was removed or replaced while the cluster was open"
-                raise DiskFailedError(f"{self.closed}; close it in every process and open it again")
+                self._die(f"{lock_file.path} was removed or replaced while the cluster was open")
         self._check_brokers()
         for log in self.all_logs():
             log.check_place()
@@ -641,6 +642,11 @@ class Home:
                 self._save_checkpoints(0.0)
             self.fetcher.wake()
 
+    def _die(self, reason: str) -> None:
+        """The files under our feet are not ours any more: from now on every look says so, also that of an append (H7, H8)."""
+        self.closed, self.next_tick = reason, 0.0
+        raise DiskFailedError(f"{reason}; close it in every process and open it again")
+
     def _check_brokers(self) -> None:
         """Is each broker's directory still the one that was opened (H8)?"""
         for number, broker in list(self.brokers.items()):
@@ -648,8 +654,7 @@ class Home:
                 continue
             error = DiskFailedError(f"{broker.path} was removed or replaced while the cluster was open")
             if not self.is_replicated:
-                self.closed = str(error)
-                raise DiskFailedError(f"{error}; close it in every process and open it again")
+                self._die(str(error))
             try:
                 if not self._opens(number) and number in self.controller.alive():
                     self.controller.fail(number, error, 10.0)
