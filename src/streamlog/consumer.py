@@ -95,6 +95,7 @@ class Consumer:
         self._locked_out_since: float | None = None
         self._next_commit = monotonic() + config.auto_commit_interval_ms / 1000
         self._callbacks: list[Callable[[], object]] = []  # of `commit_async`
+        self._handling: BaseException | None = None  # the exception that was being handled at the last poll: not the loop's
         if groups is not None:
             self._fetcher.committed, self._fetcher.generation = self._committed_of, self._generation
         _consumers.add(self)
@@ -102,7 +103,8 @@ class Consumer:
     def __enter__(self) -> Consumer:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._handling = sys.exc_info()[1] if kind is None else None  # the block's own outcome counts, not what is handled around it
         self.close()
 
     def __repr__(self) -> str:
@@ -533,7 +535,7 @@ class Consumer:
         if not self._reads():
             raise InvalidStateError("the consumer reads nothing: name topics, or call subscribe() or assign() first")
         try:
-            self._fetching = True
+            self._fetching, self._handling = True, sys.exc_info()[1]
             self._asked_for_more()
             while True:
                 self._look_around(deadline)
@@ -732,7 +734,7 @@ class Consumer:
     def close(self, autocommit: bool = True, timeout: float | None = None) -> None:
         """Stop reading: commit what is processed (if `autocommit` and the configuration say so), tell the listener, leave the group.
 
-        While an exception is being handled, records of the last `poll` do not count as processed.  Waits for other processes at most
+        Where an exception came since, records of the last `poll` do not count as processed.  Waits for other processes at most
         `timeout` seconds (None: `default_api_timeout_ms`); a group that could not be told finds out by itself.  A static member stays in
         its group until its session ends.  Inside another call (of a listener, of a signal handler) it happens when that call ends.
         Batches that are held stay valid.
@@ -757,8 +759,8 @@ class Consumer:
         self._close_asked = None
         if self._chunk:
             self._take_back()
-        if sys.exc_info()[1] is not None:
-            self._fetcher.handed = []
+        if sys.exc_info()[1] is not self._handling:
+            self._fetcher.handed = []  # an exception since the last poll
         self._count_handed()
         self._busy = True
         try:
@@ -792,6 +794,8 @@ _consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for consumer in list(_consumers):
         consumer._renew_lock()
+        list(consumer._chunk_left)  # a running loop finds its records at an end: they are the parent's
+        consumer._chunk, consumer._chunk_cursors = [], []
         consumer._closed_reason = "it belongs to the process that this one was forked from"
     _consumers.clear()
 

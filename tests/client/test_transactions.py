@@ -422,10 +422,10 @@ def test_a_zombie_that_was_idle_is_fenced_by_its_next_transaction(log: streamlog
         old.init_transactions()
         with log.producer(transactional_id="x") as new:
             new.init_transactions()
-            old.begin_transaction()
-            old.send("t", b"zombie")
             with pytest.raises(ProducerFencedError):
-                old.commit_transaction()
+                old.begin_transaction()
+            with pytest.raises(ProducerFencedError):
+                old.send("t", b"zombie")
     assert values_of(log) == []
 
 

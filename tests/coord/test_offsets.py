@@ -44,7 +44,7 @@ def test_the_fold_begins_at_the_snapshot(place: Path, monkeypatch: pytest.Monkey
         log.create_topic("t")
         commit(log, 350)
         log.alter_group_offsets("other", {T0: OffsetAndMetadata(5, 0, "ü")})
-        assert offsets_log(log).committed("g", 5)[(log.topic("t")._topic_id, 0)].offset == 349
+        assert offsets_log(log).group("g", 5).offsets[(log.topic("t")._topic_id, 0)].offset == 349
         expected = log.group_offsets("g"), log.group_offsets("other")
         path = Path(offsets_log(log)._snapshot_path)
     content = path.read_bytes()

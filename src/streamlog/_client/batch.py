@@ -151,11 +151,7 @@ class RecordBatch(Pending):
         if first:
             self.error = error
             self.finished = True
-        while self.waiters:
-            try:
-                self.waiters.pop()()
-            except IndexError:
-                break  # another thread was faster
+        self._call_waiters()
         if first and self.callbacks:
             self.tell_all()
 
@@ -183,11 +179,28 @@ class RecordBatch(Pending):
         """Call `callback` once, now or later, by any thread."""
         self.waiters.append(callback)
         if self.written:
-            while self.waiters:
-                try:
-                    self.waiters.pop()()
-                except IndexError:
-                    break
+            self._call_waiters()
+
+    def _call_waiters(self) -> None:
+        """Call everybody who waits.  What one of them raises is its own: the others, and who writes the batch, do not hear of it."""
+        while self.waiters:
+            try:
+                waiter = self.waiters.pop()
+            except IndexError:
+                break  # another thread was faster
+            try:
+                waiter()
+            except Exception:
+                import logging
+
+                logging.getLogger("streamlog").exception("who waits for a record of %s raised", self.lane.name)
+
+    def no_longer_wait(self, callback: Callable[[], object]) -> None:
+        """Do not call `callback` any more, if it has not been called."""
+        try:
+            self.waiters.remove(callback)
+        except ValueError:
+            pass
 
     def wait(self, timeout: float) -> None:
         """Return when finished, or when it is the caller's turn to go on with the queue.  Raises StreamlogTimeoutError."""
@@ -195,8 +208,7 @@ class RecordBatch(Pending):
         gate.acquire()
         self.call_when_finished(gate.release)
         if not gate.acquire(True, max(0.0, min(timeout, 1e6))) and not self.written:
-            if gate.release in self.waiters:
-                self.waiters.remove(gate.release)
+            self.no_longer_wait(gate.release)
             raise StreamlogTimeoutError(f"waited for a record of {self.lane.name}: {self.lane.trouble or 'not written yet'}")
 
     def join(self, timeout: float | None) -> None:
@@ -264,8 +276,17 @@ class Delivery(tuple[RecordBatch, int]):
                 if not future.done():
                     future.set_result(None)
 
-            self[0].call_when_finished(lambda: loop.call_soon_threadsafe(resolve))
-            yield from future
+            def wake() -> None:
+                try:
+                    loop.call_soon_threadsafe(resolve)
+                except RuntimeError:
+                    pass  # the loop was closed: nobody waits in it any more
+
+            self[0].call_when_finished(wake)
+            try:
+                yield from future
+            finally:
+                self[0].no_longer_wait(wake)
         return self.result()
 
     def __repr__(self) -> str:

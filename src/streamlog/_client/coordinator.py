@@ -101,7 +101,7 @@ class Coordinator:
     def _store(self, before: Group, after: Group, deadline: float) -> None:
         """Commit step: the store of the group file's version."""
         if after.dead and not before.dead:
-            gone = [commit_record(self.group_id, *key, None) for key in self.offsets.committed(self.group_id, left(deadline))]
+            gone = [commit_record(self.group_id, *key, None) for key in self.offsets.places(self.group_id, left(deadline))]
             self._write([*gone, metadata_record(self.group_id, None)], deadline)
         elif (after.generation, after.dead, not after.members) != (before.generation, before.dead, not before.members):
             records = [self._metadata_record(after)]
@@ -251,7 +251,10 @@ class Coordinator:
         found = self.offsets.group(self.group_id, left(deadline))
         is_expired = self._is_expired(found, group)
         removed = self.home.metadata.removed
-        gone = [key for key, committed in list(found.offsets.items()) if key[0] in removed or is_expired(key, committed)]
+        gone = [
+            key for key, committed in list(found.offsets.items())
+            if key[0] in removed or (is_expired(key, committed) and key not in found.pending)  # what a transaction holds is in use
+        ]  # fmt: skip
         return [commit_record(self.group_id, *key, None) for key in gone]
 
     def delete(self, timeout: float) -> None:
@@ -276,4 +279,5 @@ class Coordinator:
     def _is_over(self, deadline: float) -> bool:
         found = self.offsets.group(self.group_id, left(deadline))
         since = None if found.metadata is None else found.metadata.empty_since_ms
-        return not found.offsets and since is not None and self.clock.now_ms() - since > self.home.config.offsets_retention_minutes * 60_000
+        is_used = found.offsets or found.pending or since is None
+        return not is_used and self.clock.now_ms() - (since or 0) > self.home.config.offsets_retention_minutes * 60_000

@@ -120,9 +120,11 @@ class Lane:
     def _hand_over(self) -> None:
         """Others have queued batches meanwhile: one who waits for them goes on, or the sender."""
         try:
-            self.queue[0].waiters.pop()()
+            waiter = self.queue[0].waiters.pop()
         except IndexError:
             self.producer._sender.expect(0.0)
+        else:
+            waiter()
 
     def _write(self, batches: list[RecordBatch], wait: bool) -> bool:
         """Write batches in order, sync them together, finish them; returns whether the rest must be tried again."""

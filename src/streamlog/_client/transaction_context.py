@@ -9,11 +9,16 @@ if TYPE_CHECKING:
     from streamlog._client.transaction_manager import TransactionManager
     from streamlog.producer import Producer
 
-from streamlog._client.transaction_manager import ABORTABLE_ERROR, ABORTING, IN_TRANSACTION, UNINITIALIZED
+from streamlog._client.transaction_manager import ABORTABLE_ERROR, ABORTING, IN_TRANSACTION, READY, UNINITIALIZED
+from streamlog.errors import ClosedError, InvalidTxnStateError
 
 
 class TransactionContext:
-    """Commits at the end of the block, and aborts where an exception ends it; a block that has ended its transaction itself is left alone."""
+    """Commits at the end of the block, and aborts where an exception ends it.
+
+    A block that has ended its transaction itself is left alone.  Every other block that ends without an exception raises where its transaction
+    does not count: the producer was closed or fenced inside it, or the block began another transaction.
+    """
 
     def __init__(self, producer: Producer, manager: TransactionManager) -> None:
         self._producer, self._manager = producer, manager
@@ -29,21 +34,25 @@ class TransactionContext:
         return self._producer
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        manager = self._manager
         if kind is not None:
             self._abort()
-        elif self._is_open():
+        elif manager.number != self._number:
+            if manager.state != READY:
+                self._abort()
+                raise InvalidTxnStateError("the block ended its transaction and began another one; that one was aborted: commit it inside the block")
+        elif manager.closed_inside == self._number:
+            raise ClosedError("the producer was closed inside the transaction's block: nothing of the transaction counts")
+        elif manager.ended != self._number:
             try:
                 self._producer.commit_transaction()
             except BaseException:
                 self._abort()
                 raise
 
-    def _is_open(self) -> bool:
-        return self._manager.number == self._number and self._manager.state in (IN_TRANSACTION, ABORTABLE_ERROR)
-
     def _abort(self) -> None:
         """Abort where that is still possible; what the block raised is what its caller sees."""
-        if self._is_open():
+        if self._manager.state in (IN_TRANSACTION, ABORTABLE_ERROR) and not self._producer._closed_reason:
             try:
                 self._producer.abort_transaction()
             except Exception:

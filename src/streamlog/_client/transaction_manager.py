@@ -68,6 +68,8 @@ class TransactionManager:
         self.state = UNINITIALIZED
         self.number = 0
         """Of the transaction; batches know theirs."""
+        self.ended = self.closed_inside = -1
+        """Numbers of the transaction that its producer ended last, and of the one that was open when the producer was closed."""
         self.error: BaseException | None = None
         """What dooms the transaction, or the producer."""
         self.current = (-1, -1)
@@ -103,11 +105,23 @@ class TransactionManager:
     def begin(self) -> None:
         """Records may be sent from now on."""
         self._expect("begin_transaction", READY)
+        self._check_owner()
         self.number += 1
         self.error, self._registered, self._begun, self._offsets_next = None, frozenset(), False, {}
         self.current = self._following
         self._producer.accept(True)
         self.state = IN_TRANSACTION
+
+    def _check_owner(self) -> None:
+        """Raise ProducerFencedError where another producer has taken the id over since."""
+        log = self._coordinator.states.keeper(self._id, self._producer._block)
+        if log.is_inside():
+            return  # a signal handler inside the fold: the first record, or the commit, is told
+        log.catch_up(self._producer._block)
+        found = log.get(self._id)
+        if (found.owner, found.producer_id, found.epoch) != (self._owner, *self._following):
+            self._fence(ProducerFencedError(f"transactional_id={self._id!r} is not this producer's any more: another producer has taken it over"))
+            self._expect("begin_transaction")
 
     def commit(self, timeout: float) -> None:
         """Write what was sent, then make all of it count."""
@@ -175,7 +189,9 @@ class TransactionManager:
                 self._fence(error)
                 raise
             self._follow(after)
-        self._begun = False
+        elif commit:
+            self._check_owner()
+        self._begun, self.ended = False, self.number
         if self.state != FATAL_ERROR:
             self.state = READY
 
@@ -188,6 +204,7 @@ class TransactionManager:
         """Abort what is open, and let the id go."""
         try:
             if self.state in (IN_TRANSACTION, FLUSHING, ABORTABLE_ERROR, ABORTING):
+                self.closed_inside = self.number
                 self.abort(timeout)
             elif self.state == COMMITTING:
                 self.commit(timeout)

@@ -117,11 +117,11 @@ class OffsetsLog(Fold):
         self.refresh(timeout)
         return self._groups.get(group_id) or GroupOffsets()
 
-    def committed(self, group_id: str, timeout: float) -> dict[tuple[bytes, int], CommittedOffset]:
-        """A group's offsets as of now (a copy)."""
+    def places(self, group_id: str, timeout: float) -> list[Place]:
+        """The partitions of which a group has committed an offset, or holds one in an open transaction."""
         self.refresh(timeout)
         found = self._groups.get(group_id)
-        return {} if found is None else dict(found.offsets)
+        return [] if found is None else sorted({*found.offsets, *found.pending})
 
     def state(self, timeout: float) -> list[tuple[Any, ...]]:
         """Everything as of now, in an order that does not depend on how it came about."""
