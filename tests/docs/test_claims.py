@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgpack
 import pytest
 
 import streamlog
 from arch.test_imports import LAYERS
 from docs.pages import PAGES, ROOT, prose_of, tables
+from format import reader
 from streamlog import cli
 from streamlog._format import names
 from streamlog._log import recovery, segment
@@ -146,6 +148,22 @@ def test_the_slow_path_is_the_table_of_the_code() -> None:
     (rows,) = (rows[2:] for rows in tables(ROOT / "docs/crash-safety.md") if rows[0][0] == "slot counts")
     facts = [tuple({"yes": True, "no": False, "\N{EN DASH}": None}[cell] for cell in row[:4]) for row in rows]
     assert facts == [row.facts for row in recovery.CASES]
+
+
+def test_a_transaction_adds_three_states_of_the_size_that_is_told(place: Path) -> None:
+    with streamlog.open(place / "log", transaction_state_log_num_partitions=1) as log:
+        log.create_topic("t")
+        with log.producer(transactional_id="biller") as producer:
+            for _ in range(10):
+                with producer.transaction():
+                    producer.send("t", b"x")
+        states = list(reader.read_batches(place / "log" / "broker-0" / "__transaction_state-0"))[-30:]
+    assert sum(batch.count for batch in states) == 30
+    kinds = [msgpack.unpackb(batch.records()[0].value or b"")[0] for batch in states]
+    assert kinds == ["Ongoing", "PrepareCommit", "CompleteCommit"] * 10
+    told = re.search(r"A transaction adds three states of some (\d+) bytes to it", prose_of("docs/transactions.md"))
+    assert told
+    assert 0.8 < sum(batch.length for batch in states) / 30 / int(told[1]) < 1.25
 
 
 def test_every_hazard_has_a_test_or_is_said_to_have_none() -> None:

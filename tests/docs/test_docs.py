@@ -1,6 +1,7 @@
 """The documents say what is: their examples run, their tables are the code's."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -87,6 +88,13 @@ def test_figures_are_those_of_the_benchmarks() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_group_of_benchmarks_is_described() -> None:
+    (rows,) = (rows[2:] for rows in tables(ROOT / "benchmarks/README.md") if rows[0][0] == "group")
+    groups = re.findall(r'Group\(\s*"(\w+)"', "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py")))
+    assert sorted(row[0].strip("`") for row in rows) == sorted(groups)
+    assert set(json.loads((ROOT / "benchmarks/results.json").read_text())) == set(groups)
+
+
 def test_the_targets_that_are_missed_are_explained_and_no_others() -> None:
     text = (ROOT / "docs/performance.md").read_text()
     missed = re.findall(r"^\| (\w+) \| ([^|]*) \|.*\| missed \|$", text, re.M)
@@ -140,7 +148,8 @@ def test_what_is_told_of_the_package_is_what_is_built() -> None:
     assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in readme
     assert project["license"]["text"].replace("-", " ") == "Apache 2.0"
     assert "Licence: Apache 2.0." in readme
-    assert (ROOT / "src/streamlog/py.typed").exists()
+    kinds = {path.suffix for path in (ROOT / "src/streamlog").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert kinds == {".py", ".typed"}  # pure Python, so one wheel
     recipes = (ROOT / "Makefile").read_text()
     assert re.search(r"^test: .*\blint$\n.*-m pytest$", recipes, re.M)
     assert re.search(r"^lint:.*\n.*ruff check$\n.*mypy$", recipes, re.M)
