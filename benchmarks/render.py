@@ -45,8 +45,8 @@ def cost(row: Row) -> float:
 
 FIELDS: dict[str | None, Callable[[Row], str]] = {
     None: lambda row: shown(two_digits(row.median), row.unit),
-    "ratio": lambda row: f"{two_digits(row.ratio):g}",
-    "cost": lambda row: f"{cost(row):g}",
+    "ratio": lambda row: f"{two_digits(row.ratio):#.2g}".rstrip("."),
+    "cost": lambda row: f"{cost(row):#.2g}".rstrip("."),
     "target": lambda row: row.target()[3:].removesuffix("x"),
 }
 
