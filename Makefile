@@ -16,7 +16,8 @@ lint: $(VENV)/test
 	$(BIN)/mypy
 
 bench: $(VENV)/bench
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --big --json benchmarks/results.json
+	$(BIN)/python benchmarks/render.py
 
 $(VENV)/demo $(VENV)/test $(VENV)/bench: $(VENV)/%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

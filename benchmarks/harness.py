@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,11 +46,6 @@ class Goal:
     yardsticks: tuple[str, ...] = ()
     rate: bool = False
     at: float = MEDIAN
-
-    def is_met(self, value: float) -> bool:
-        """Whether a value, or a ratio, is good enough."""
-        assert self.limit is not None
-        return value >= self.limit if self.rate else value <= self.limit
 
 
 def at_most(limit: float, at: float = MEDIAN) -> Goal:
@@ -257,32 +252,41 @@ def run_workers(*workers: Worker) -> list[Any]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, also what the JSON file holds.  `ratios` are by round."""
+    """A line of the table, also what the JSON file holds.  `least` and `greatest` are None where there was one round.
 
-    group: str
+    `ratio` is the median of the ratios by round.
+    """
+
     contender: str
     unit: str
-    values: list[float]
-    ratios: list[float]
+    median: float | None
+    least: float | None
+    greatest: float | None
+    ratio: float | None
     yardsticks: tuple[str, ...]
     limit: float | None
     rate: bool
-    met: bool | None
     error: str
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None: there is none, or nothing was measured."""
+        judged = self.ratio if self.yardsticks else self.median
+        if judged is None or self.limit is None:
+            return None
+        return judged >= self.limit if self.rate else judged <= self.limit
 
     def cells(self) -> tuple[str, ...]:
         """The row as text."""
-        if self.error:
-            return (self.group, self.contender, "error", self.error, "", "", "")
-        spread = f"{shown(min(self.values), self.unit)} .. {shown(max(self.values), self.unit)}" if len(self.values) > 1 else ""
+        if self.error or self.median is None:
+            return (self.contender, "error", self.error, "", "", "")
+        spread = "" if self.least is None or self.greatest is None else f"{shown(self.least, self.unit)} .. {shown(self.greatest, self.unit)}"
         verdict = {None: "", True: "met", False: "missed"}[self.met]
-        return (self.group, self.contender, shown(median(self.values), self.unit), spread, self.ratio(), self.target(), verdict)
+        return (self.contender, shown(self.median, self.unit), spread, self.compared(), self.target(), verdict)
 
-    def ratio(self) -> str:
+    def compared(self) -> str:
         """The median ratio, with its yardstick."""
-        if not self.ratios:
-            return ""
-        return f"{median(self.ratios):.2f}x {'rate' if self.rate else 'cost'} of {' or '.join(self.yardsticks)}"
+        return "" if self.ratio is None else f"{self.ratio:.2f}x {'rate' if self.rate else 'cost'} of {' or '.join(self.yardsticks)}"
 
     def target(self) -> str:
         """What the ratio, or the value, is held to."""
@@ -292,7 +296,15 @@ class Row:
         return f"{'>=' if self.rate else '<='} {limit}"
 
 
-HEAD = ("group", "contender", "median", "spread", "ratio", "target", "")
+@dataclass(frozen=True)
+class Results:
+    """What one run measured of a group, when and where."""
+
+    about: dict[str, Any]
+    rows: list[Row]
+
+
+HEAD = ("contender", "median", "spread", "ratio", "target", "")
 
 
 def shown(value: float, unit: str) -> str:
@@ -305,24 +317,49 @@ def shown(value: float, unit: str) -> str:
     return f"{value:.3g} s"
 
 
-def rows_of(group: str, contenders: Sequence[Contender]) -> list[Row]:
+def results_of(contenders: Sequence[Contender], note: str = "") -> Results:
     """The table of a group."""
     by_name = {contender.name: contender for contender in contenders}
-    return [_row(group, contender, at, goal, by_name) for contender in contenders for at, goal in contender.cases()]
+    return Results(about(note), [_row(contender, at, goal, by_name) for contender in contenders for at, goal in contender.cases()])
 
 
-def _row(group: str, contender: Contender, at: float, goal: Goal | None, by_name: dict[str, Contender]) -> Row:
+def _row(contender: Contender, at: float, goal: Goal | None, by_name: dict[str, Contender]) -> Row:
     name = f"{contender.name}, p99" if at == P99 else contender.name
     values = contender.costs(at)
+    middle = _rounded(median(values)) if values else None
+    least, greatest = (_rounded(min(values)), _rounded(max(values))) if len(values) > 1 else (None, None)
     if goal is None:
-        return Row(group, name, contender.unit, values, [], (), None, False, None, contender.error)
-    ratios: list[float] = []
-    if goal.yardsticks and all(by_name[yardstick].rounds for yardstick in goal.yardsticks):
+        return Row(name, contender.unit, middle, least, greatest, None, (), None, False, contender.error)
+    ratio = None
+    if goal.yardsticks and values and all(by_name[yardstick].rounds for yardstick in goal.yardsticks):
         slowest = [max(costs) for costs in zip(*(by_name[yardstick].costs(at) for yardstick in goal.yardsticks))]
-        ratios = [base / value if goal.rate else value / base for value, base in zip(values, slowest)]
-    judged = ratios if goal.yardsticks else values
-    met = goal.is_met(median(judged)) if judged and goal.limit is not None else None
-    return Row(group, name, contender.unit, values, ratios, goal.yardsticks, goal.limit, goal.rate, met, contender.error)
+        ratio = _rounded(median(base / value if goal.rate else value / base for value, base in zip(values, slowest)))
+    return Row(name, contender.unit, middle, least, greatest, ratio, goal.yardsticks, goal.limit, goal.rate, contender.error)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def about(note: str) -> dict[str, Any]:
+    """When, and on what, a run takes place; `commit` ends with "+" where files were changed since."""
+    import numpy
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""),
+        "cores": os.cpu_count(),
+        "cpu": models[0] if models else os.uname().machine,
+        "kernel": os.uname().release,
+        "python": sys.version.split()[0],
+        "numpy": numpy.__version__,
+        "note": note,
+    }
 
 
 def as_text(rows: Sequence[Row]) -> str:
@@ -332,35 +369,49 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
-    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def as_markdown(groups: Mapping[str, Results]) -> str:
+    """The table of all groups in Markdown."""
+    lines = [("group", *HEAD), ("---",) * (len(HEAD) + 1)]
+    lines += [(name, *row.cells()) for name, results in groups.items() for row in results.rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """All figures, round by round."""
-    about = {"python": sys.version.split()[0], "cores": os.cpu_count(), "kernel": os.uname().release}
-    return json.dumps({"about": about, "rows": [vars(row) for row in rows]}, indent=1)
+def load(path: Path) -> dict[str, Results]:
+    """The results by group that `save` wrote."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: Results(results["about"], [Row(**{**row, "yardsticks": tuple(row["yardsticks"])}) for row in results["rows"]])
+        for name, results in found.items()
+    }
 
 
-def plot(rows: Sequence[Row], path: str) -> None:
-    """How much of its target each contender uses up: left of the line is met.  Dots are rounds, the bar is their median."""
+def save(path: Path, groups: Mapping[str, Results]) -> None:
+    """One row a line, so that two runs can be compared by `git diff`."""
+    texts = []
+    for name, results in groups.items():
+        rows = ",\n  ".join(json.dumps(vars(row), ensure_ascii=False) for row in results.rows)
+        texts.append(f'{json.dumps(name)}: {{"about": {json.dumps(results.about)}, "rows": [\n  {rows}\n]}}')
+    path.write_text("{\n" + ",\n".join(texts) + "\n}\n", encoding="utf-8")
+
+
+def plot(groups: Mapping[str, Results], path: Path, source: str) -> None:
+    """How much of its target each contender uses up, at the median: left of the line is met.  `source` is written into the file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    judged = [row for row in rows if row.met is not None][::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.28 * len(judged)))
-    for height, row in enumerate(judged):
+    judged = [(name, row) for name, results in groups.items() for row in results.rows if row.met is not None][::-1]
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.2 * len(judged)))
+    for height, (_, row) in enumerate(judged):
+        value = row.ratio if row.yardsticks else row.median
+        assert value is not None
         assert row.limit is not None
-        used = [row.limit / one if row.rate else one / row.limit for one in row.ratios or row.values]
-        axes.barh(height, median(used), color="tab:green" if row.met else "tab:red", alpha=0.5)
-        axes.plot(used, [height] * len(used), "k.", markersize=3)
-    axes.set_yticks(range(len(judged)), [f"{row.group}: {row.contender} ({row.target()})" for row in judged], fontsize=7)
+        axes.barh(height, row.limit / value if row.rate else value / row.limit, color="tab:green" if row.met else "tab:red", alpha=0.5)
+    axes.set_yticks(range(len(judged)), [f"{name}: {row.contender} ({row.target()})" for name, row in judged], fontsize=7)
+    axes.set_ylim(-1, len(judged))
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("part of the target that is used up")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Source": source, "Software": None})

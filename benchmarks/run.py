@@ -24,7 +24,7 @@ import bench_send
 import bench_size
 import bench_start
 import bench_transactions
-from harness import Group, Row, as_json, as_markdown, as_text, plot, rows_of, run_group
+from harness import Group, Results, as_text, load, results_of, run_group, save
 
 GROUPS: list[Group] = [
     bench_send.GROUP,
@@ -51,44 +51,39 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, help="rounds of each group (default: the group's own)")
     parser.add_argument("--only", action="append", choices=[group.name for group in GROUPS], help="this group; may be repeated")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--plot", type=Path, help="write a picture here (PNG; needs matplotlib)")
+    parser.add_argument("--json", type=Path, help="write the results here; groups that were not measured stay as they are in it")
+    parser.add_argument("--note", default="", help="a sentence about the machine, kept with the results")
     parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to measure: on a disk (default: the current directory)")
     parser.add_argument("--big", action="store_true", help="also a log of 5 GB")
     return parser.parse_args()
 
 
-def measure(groups: list[Group], directory: Path, rounds: int | None, big: bool) -> list[Row]:
+def measure(groups: list[Group], directory: Path, given: argparse.Namespace) -> dict[str, Results]:
     """Run groups one after the other; files of one are gone before the next."""
-    rows: list[Row] = []
+    found = {}
     for group in groups:
         start = time.monotonic()
-        own = rows_of(group.name, run_group(group, directory / group.name, rounds, big=big))
-        print(f"{as_text(own)}\n({group.name}: {time.monotonic() - start:.0f} s)\n", flush=True)
+        found[group.name] = results_of(run_group(group, directory / group.name, given.rounds, big=given.big), given.note)
+        print(f"{group.name}\n{as_text(found[group.name].rows)}\n({time.monotonic() - start:.0f} s)\n", flush=True)
         shutil.rmtree(directory / group.name)
-        rows += own
-    return rows
+    return found
 
 
 def main() -> None:
-    """Measure, print, write what was asked for."""
+    """Measure, print, and keep the results where that was asked for."""
     given = arguments()
     if given.dir.resolve().is_relative_to("/dev/shm"):
         sys.exit("--dir: on a disk, not in /dev/shm")
     directory = Path(tempfile.mkdtemp(prefix="streamlog-bench-", dir=given.dir))
     try:
-        rows = measure([group for group in GROUPS if not given.only or group.name in given.only], directory, given.rounds, given.big)
+        found = measure([group for group in GROUPS if not given.only or group.name in given.only], directory, given)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    missed = [f"{row.group}: {row.contender}" for row in rows if row.met is False]
+    missed = [f"{name}: {row.contender}" for name, results in found.items() for row in results.rows if row.met is False]
     print(f"missed: {'; '.join(missed) or 'none'}")
-    if given.markdown:
-        given.markdown.write_text(as_markdown(rows), encoding="utf-8")
     if given.json:
-        given.json.write_text(as_json(rows), encoding="utf-8")
-    if given.plot:
-        plot(rows, str(given.plot))
+        found = {**(load(given.json) if given.json.exists() else {}), **found}
+        save(given.json, {group.name: found[group.name] for group in GROUPS if group.name in found})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
-"""Fixtures: clusters on tmpfs whose invariants are checked when a test is done with them, and seeds that are printed."""
+"""Fixtures: clusters on tmpfs whose invariants are checked when a test is done with them, and seeds that are printed.
 
+What a test leaves behind is put away with it: processes that it started are ended, and after a failure garbage is collected.
+"""
+
+import gc
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +23,7 @@ os.environ.setdefault("STREAMLOG_VERIFY", "1")  # before streamlog is imported: 
 import streamlog
 
 LONG = os.environ.get("STREAMLOG_LONG") == "1"
+FAILED = pytest.StashKey[bool]()
 
 
 def records_of(cluster: streamlog.Cluster, topic: str = "t", **config: Any) -> list[streamlog.Record]:
@@ -35,6 +44,53 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "slow" in item.keywords and not LONG:
             item.add_marker(pytest.mark.skip(reason="the long form: STREAMLOG_LONG=1"))
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.excinfo is not None:
+        item.stash[FAILED] = True
+
+
+def pytest_runtest_logfinish() -> None:
+    """Drop what a failed test held: its traceback keeps files open, whose warnings would fail a later test."""
+    if getattr(sys, "last_value", None) is not None:
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            vars(sys).pop(name, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def leftovers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes that the test started have ended, and their pipes are closed; else that is done here, and the test fails."""
+    started: list[subprocess.Popen[Any]] = []
+
+    class Remembered(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Remembered)
+    yield
+    left = []
+    for process in started:
+        pipes = [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None and not pipe.closed]
+        if process.poll() is None or pipes:
+            left.append(process.args)
+            process.kill()
+            process.wait()
+            for pipe in pipes:
+                pipe.close()
+    assert not left or FAILED in request.node.stash, f"the test left processes or their pipes: {left}"
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt here and in children, also where whoever started the tests ignores it (`nohup make test &`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -198,6 +198,7 @@ def test_where_to_begin_and_when_to_end(run: Run, cluster: Path) -> None:
     assert run("consume", "t", "--max", "0") == ""
 
 
+@pytest.mark.usefixtures("sigint")
 def test_a_consumer_shows_at_once_what_a_producer_sends_and_ends_at_an_interrupt(cluster: Path) -> None:
     consumer = subprocess.Popen(command(cluster, "consume", "t", "--from-beginning"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     producer = subprocess.Popen(command(cluster, "produce", "t"), stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -413,6 +414,7 @@ def test_groups_describe_of_an_unknown_group_is_an_error(run: Run) -> None:
     assert run("groups", "list") == ""
 
 
+@pytest.mark.usefixtures("sigint")
 def test_groups_describe_goes_on_with_watch(group: Path) -> None:
     process = subprocess.Popen(command(group, "groups", "describe", "--watch", "0.05"), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

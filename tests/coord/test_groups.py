@@ -848,6 +848,7 @@ def test_an_own_assignor_sees_what_members_want_and_have(topic: streamlog.Cluste
     assert seen == [([Subscription(("t",), (), "A", "me")], {"t": 4}), ([Subscription(("t",), owned, "A", "me")], {"t": 4})]
 
 
+@pytest.mark.usefixtures("sigint")
 def test_ctrl_c_in_a_listener_loses_nothing(topic: streamlog.Cluster) -> None:
     class Interrupted:
         def on_partitions_revoked(self, tps: list[TopicPartition]) -> None:

@@ -1,18 +1,23 @@
 """The documents say what is: their examples run, their tables are the code's."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
+import tomllib
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from docs.pages import PAGES, ROOT, anchors, prose_of, tables, words_of
+from streamlog._format import compression
 from streamlog._log import recovery
+from streamlog.config import COMPRESSION_LEVELS, ProducerConfig, TopicConfig
 
-ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
-BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
+WITH_EXAMPLES = ("README.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
+BLOCKS = [block for page in WITH_EXAMPLES for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -62,13 +67,102 @@ def test_every_finding_of_check_is_a_listed_invariant() -> None:
     assert used <= listed
 
 
-def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", words_of(page)):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
 
 
-def test_named_code_exists() -> None:
-    for page in (ROOT / "docs").glob("*.md"):
-        for path in re.findall(r"`((?:_\w+/|tests/)[\w/.]+)`", page.read_text()):
-            assert (ROOT / "src/streamlog" / path).exists() or (ROOT / path).exists(), f"{page.name}: {path}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_each_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
+    for head, rule, *rows in tables(page):
+        assert all(re.fullmatch(r":?-+:?", cell) for cell in rule), head
+        assert [row for row in rows if len(row) != len(head)] == []
+
+
+def test_figures_are_those_of_the_benchmarks() -> None:
+    """`python benchmarks/render.py` makes it so."""
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/render.py", "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_group_of_benchmarks_is_described() -> None:
+    (rows,) = (rows[2:] for rows in tables(ROOT / "benchmarks/README.md") if rows[0][0] == "group")
+    groups = re.findall(r'Group\(\s*"(\w+)"', "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py")))
+    assert sorted(row[0].strip("`") for row in rows) == sorted(groups)
+    assert set(json.loads((ROOT / "benchmarks/results.json").read_text())) == set(groups)
+
+
+def test_the_targets_that_are_missed_are_explained_and_no_others() -> None:
+    text = (ROOT / "docs/performance.md").read_text()
+    missed = re.findall(r"^\| (\w+) \| ([^|]*) \|.*\| missed \|$", text, re.M)
+    section = text.partition("## Where targets are missed")[2]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ") and "<!--=" in line]
+    explained = [found for row in rows for found in re.findall(r"<!--= (?:ratio )?(\w+): (.*?) -->", row[2])]
+    assert missed
+    assert explained == sorted(missed, key=explained.index)
+    assert all("<!--= target" in row[1] for row in rows)
+
+
+def test_the_second_reader_knows_the_page_alone_and_has_the_lines_that_are_told() -> None:
+    source = (ROOT / "tests/format/reader.py").read_text()
+    tree = ast.parse(source)
+    imported = {name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in (alias.name for alias in node.names)}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(name.startswith("streamlog") for name in imported)
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)]
+    lines = {number for number, line in enumerate(source.splitlines(), 1) if line.strip() and not line.lstrip().startswith("#")}
+    for node in documented:
+        lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    assert f"a second reader in {len(lines)} lines of code that" in prose_of("README.md")
+
+
+CODECS = {name: number for number in range(1, 8) if not (name := compression.name_of(number)).startswith("codec")}
+
+
+def test_codecs_are_those_of_the_code() -> None:
+    (blocks,) = (rows[2:] for rows in tables(ROOT / "docs/format.md") if rows[0] == ["codec", "block"])
+    assert [row[0] for row in blocks] == [f"{number} {name}" for name, number in CODECS.items()]
+    drawn = re.findall(r"^    (\d) (\w+) ", compression.__doc__ or "", re.M)
+    assert drawn == [(str(number), name) for name, number in CODECS.items()]
+    listed = ", ".join(f"{number} {name}" for name, number in {"none": 0, **CODECS}.items())
+    assert f"number of the codec: {listed}" in prose_of("docs/format.md")
+    (costs,) = (rows[2:] for rows in tables(ROOT / "docs/producer.md") if rows[0][0] == "codec")
+    assert {row[0].split()[0] for row in costs} == {"none", *CODECS}
+    assert set(CODECS) == set(COMPRESSION_LEVELS)
+    assert [TopicConfig({"compression_type": name}).compression_type for name in CODECS] == list(CODECS)
+    for page in ("README.md", "docs/producer.md"):
+        assert all(name in prose_of(page) for name in CODECS)
+    levels = ", ".join(f"{name} {low} to {high}" for name, (low, high) in COMPRESSION_LEVELS.items() if low is not None)
+    assert f"`compression_level` ({levels})" in prose_of("docs/producer.md")
+    assert levels in ProducerConfig.fields["compression_level"].doc
+
+
+def test_what_is_told_of_the_package_is_what_is_built() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    readme = prose_of("README.md")
+    assert f"The distribution is called `{project['name']}`, the import `streamlog`." in readme
+    assert [name.partition(">")[0] for name in project["optional-dependencies"]["compression"]] == ["cramjam"]
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in readme
+    assert project["license"]["text"].replace("-", " ") == "Apache 2.0"
+    assert "Licence: Apache 2.0." in readme
+    kinds = {path.suffix for path in (ROOT / "src/streamlog").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert kinds == {".py", ".typed"}  # pure Python, so one wheel
+    recipes = (ROOT / "Makefile").read_text()
+    assert re.search(r"^test: .*\blint$\n.*-m pytest$", recipes, re.M)
+    assert re.search(r"^lint:.*\n.*ruff check$\n.*mypy$", recipes, re.M)
+
+
+def test_code_stands_where_the_architecture_page_says() -> None:
+    (rows,) = (rows[2:] for rows in tables(ROOT / "docs/architecture.md") if rows[0][0] == "step")
+    for row in rows:
+        path = ROOT
+        for part in re.findall(r"`([^`]+)`", row[1]):
+            if part.endswith(".py"):
+                path = ROOT / "src/streamlog" / part
+            else:
+                owner, _, name = part.rpartition(".")
+                assert re.search(rf"^( *def {name}\(|{name}\b.* = )", path.read_text(), re.M), part
+                assert not owner or f"class {owner}" in path.read_text(), part

@@ -16,6 +16,8 @@ import xxhash
 SEGMENT_HEADER, BATCH_HEADER, INDEX_HEADER = "4sB3sQQ16sqiiq", "4sB3sQqIIiiqqqih2xiI", "4sB3sQq"  # of 64, 80 and 24 bytes
 SNAPSHOT_HEADER, PRODUCER, BATCH, ABORTED = "4sB3sQQqqQ", "qqqqihH8x", "qqii", "qqqQ"  # of 48, 48, 24 and 32 bytes
 CODEC, LARGEST = 7, 64 << 20
+OTHER_RECORDS = {"ProducerIdsRecord", "ClusterRecord", "LeaderChangeRecord", "RegisterBrokerRecord", "BrokerRegistrationChangeRecord",
+                 "UnregisterBrokerRecord", "PartitionChangeRecord"}  # fmt: skip
 LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, HAS_OFFSETS, HAS_TIMESTAMPS, HAS_KEYS, HAS_VALUES, HAS_HEADERS = (
     1 << bit for bit in (3, 4, 5, 8, 9, 10, 11, 12)
 )
@@ -203,7 +205,7 @@ def topics(home: Path) -> dict[str, Topic]:
         elif kind == "RemoveTopicRecord":
             del found[fields[0]]
         else:
-            check(kind == "ProducerIdsRecord", f"metadata record {kind}", UnknownVersion)
+            check(kind in OTHER_RECORDS, f"metadata record {kind}", UnknownVersion)
     return {name: Topic(*rest) for name, *rest in found.values()}
 
 

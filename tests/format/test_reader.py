@@ -209,6 +209,19 @@ def test_the_topics_that_exist(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert line.endswith(" 3 " + " ".join(str(len(list(read_partition(path)))) for _, path in partitions(home)))
 
 
+def test_the_topics_of_several_brokers_and_of_a_cluster_with_options(place: Path) -> None:
+    with streamlog.open(place / "log", brokers=3, offsets_topic_num_partitions=2) as log:
+        log.create_topic("t", partitions=2, replication_factor=3)
+        with log.producer() as producer:
+            producer.send("t", b"one", partition=1).result()
+            log.stop_broker(log.topic("t").describe().partitions[1].leader)
+            producer.send("t", b"two", partition=1).result()
+    homes = [place / "log" / f"broker-{number}" for number in range(3)]
+    assert {name: about.partitions for name, about in topics(place / "log").items() if name == "t"} == {"t": 2}
+    found = [[record.value for record in read_partition(home / "t-1")] for home in homes]
+    assert sorted(found) == [[b"one"], [b"one", b"two"], [b"one", b"two"]]
+
+
 def test_the_metadata_log_is_a_partition_like_any_other(home: Path) -> None:
     log = home / "broker-0" / "__cluster_metadata-0"
     header, _, _ = read_segment(min(log.glob("*.log")).read_bytes())
