@@ -23,6 +23,7 @@ os.environ.setdefault("STREAMLOG_VERIFY", "1")  # before streamlog is imported: 
 import streamlog
 
 LONG = os.environ.get("STREAMLOG_LONG") == "1"
+NO_SKIP = os.environ.get("STREAMLOG_NO_SKIP") == "1"
 FAILED = pytest.StashKey[bool]()
 
 
@@ -46,9 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="the long form: STREAMLOG_LONG=1"))
 
 
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
     if call.excinfo is not None:
         item.stash[FAILED] = True
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and NO_SKIP and "machine" in item.keywords:
+        report.outcome, report.longrepr = "failed", f"skipped, though STREAMLOG_NO_SKIP=1: {report.longrepr}"
 
 
 def pytest_runtest_logfinish() -> None:
@@ -91,6 +97,22 @@ def sigint() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def in_namespace() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Whether a command can be run in namespaces of its own; the test that asks is marked `machine`."""
+
+    def run(*command: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["unshare", *command], capture_output=True, text=True, timeout=60, **options)
+
+    try:
+        tried = run("-m", "-p", "-f", "true")
+    except FileNotFoundError:
+        pytest.skip("unshare is not here")
+    if tried.returncode:
+        pytest.skip(f"namespaces are not possible here: {tried.stderr.strip()}")
+    return run
 
 
 @pytest.fixture

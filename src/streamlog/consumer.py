@@ -472,7 +472,7 @@ class Consumer:
                 cursors[tp].committed = offsets[tp].offset
 
     def _noted(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], member: Membership, *, explicit: bool) -> tuple[Offsets, Noted]:
-        now = self._home.clock.now_ms()
+        now = self._home.clock.agreed_ms()
         return under_topic_ids(offsets, self._fetcher.cursors, self._metadata, member.generation, now, explicit=explicit)
 
     def _commit_by_itself(self, timeout: float, partitions: Iterable[TopicPartition] | None = None) -> None:

@@ -423,7 +423,7 @@ class Producer(Accumulator):
         sender = checked_sender(sender)
         self._home.refresh(seconds)
         checked = checked_offsets(offsets, self._metadata)
-        return by_topic_id(checked, self._metadata, self._now_ms()), dict.fromkeys(checked, sender.generation), sender
+        return by_topic_id(checked, self._metadata, self._home.clock.agreed_ms()), dict.fromkeys(checked, sender.generation), sender
 
     def _transactional(self, what: str) -> TransactionManager:
         if self._closed_reason:

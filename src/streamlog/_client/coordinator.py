@@ -65,7 +65,7 @@ class Coordinator:
         return changed
 
     def _change(self, function: Callable[[Group], tuple[Group, R]], deadline: float) -> tuple[Group, R, int]:
-        self.file.words[HOLDER] = process.pid()
+        self.file.words[HOLDER] = process.token()
         try:
             before = self._load(deadline)
             after, answer = function(before)
@@ -112,7 +112,7 @@ class Coordinator:
 
     def _metadata_record(self, group: Group) -> tuple[list[object], list[object] | None]:
         topics = {name: list(topic) for name, topic in group.topics.items()}
-        empty_since = None if group.members else self.clock.now_ms()
+        empty_since = None if group.members else self.clock.agreed_ms()
         return metadata_record(self.group_id, GroupMetadata(group.epoch, group.assignor, empty_since, topics, group.patterns))
 
     def _write(self, records: Iterable[tuple[list[object], list[object] | None]], deadline: float) -> Pending:
@@ -245,7 +245,7 @@ class Coordinator:
         return committed
 
     def _is_expired(self, found: GroupOffsets, group: Group | None = None) -> Callable[[tuple[bytes, int], CommittedOffset], bool]:
-        return expired(found, group or self.file.load(), self.clock.now_ms(), self.home.config.offsets_retention_minutes)
+        return expired(found, group or self.file.load(), self.clock.agreed_ms(), self.home.config.offsets_retention_minutes)
 
     def _expired_records(self, group: Group, deadline: float) -> list[tuple[list[object], list[object] | None]]:
         found = self.offsets.group(self.group_id, left(deadline))
@@ -280,4 +280,4 @@ class Coordinator:
         found = self.offsets.group(self.group_id, left(deadline))
         since = None if found.metadata is None else found.metadata.empty_since_ms
         is_used = found.offsets or found.pending or since is None
-        return not is_used and self.clock.now_ms() - (since or 0) > self.home.config.offsets_retention_minutes * 60_000
+        return not is_used and self.clock.agreed_ms() - (since or 0) > self.home.config.offsets_retention_minutes * 60_000

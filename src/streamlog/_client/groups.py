@@ -102,7 +102,7 @@ class Groups:
 
     def alter(self, group_id: str, offsets: Mapping[Any, Any], timeout: float) -> None:
         """Set a group's offsets.  Raises NonEmptyGroupError, UnknownTopicOrPartitionError, OffsetMetadataTooLargeError."""
-        now, known = self.home.clock.now_ms(), self.home.metadata
+        now, known = self.home.clock.agreed_ms(), self.home.metadata
         checked = checked_offsets(offsets, known)
         if checked:
             self.coordinator(group_id, timeout).alter(by_topic_id(checked, known, now), timeout=timeout)

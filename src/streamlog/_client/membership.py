@@ -59,6 +59,7 @@ from streamlog._coord.group_file import VERSION, GroupFile
 from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._os import process
 from streamlog._os.clock import monotonic
+from streamlog._os.watch import OUT_OF_SIGHT
 from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ConsumerConfig
 from streamlog.errors import FencedInstanceIdError, InvalidStateError, RebalanceInProgressError
@@ -86,7 +87,7 @@ class Membership:
     def __init__(self, coordinator: Coordinator, timers: Timers, metadata: Metadata, config: ConsumerConfig) -> None:
         self.coordinator, self._timers, self._metadata, self.config = coordinator, timers, metadata, config
         self._file: GroupFile = coordinator.file
-        self._clock = coordinator.clock
+        self._clock, self._namespace = coordinator.clock, process.namespace()
         self._assignors = {a.name: a for a in assignors.resolved("partition_assignment_strategy", config.partition_assignment_strategy)}
         self.attention = False
         """Stored by the timers: there may be something to do that no new version of the group says."""
@@ -216,7 +217,7 @@ class Membership:
         assert subscription is not None
         asked = Member(
             f"{name}-{process.random_bytes(8).hex()}", config.group_instance_id, config.client_id, process.pid(), -1, tag,
-            config.session_timeout_ms, config.max_poll_interval_ms, subscription,
+            config.session_timeout_ms, config.max_poll_interval_ms, subscription, namespace=process.namespace(),
         )  # fmt: skip
         delay = self.coordinator.home.config.group_initial_rebalance_delay_ms
         apply(group, Join(asked, now, delay))  # refused before anything is taken
@@ -446,9 +447,12 @@ class Membership:
         return now + max(waits, 1 + min(member.session_timeout_ms - heartbeat_ms, member.max_poll_interval_ms - poll_ms))
 
     def others(self) -> set[int]:
-        """Pids of the processes that this member listens to."""
+        """Pids of the processes that this member listens to; `OUT_OF_SIGHT` for one that has none in our namespace."""
         group = self._file.load() if self._slot >= 0 else None
-        return set() if group is None else {member.pid for member in self._neighbours(group) if member.group_instance_id is None}
+        if group is None:
+            return set()
+        near = [member for member in self._neighbours(group) if member.group_instance_id is None]
+        return {member.pid if member.namespace == self._namespace else OUT_OF_SIGHT for member in near}
 
     def _neighbours(self, group: Group) -> list[Member]:
         """Those that come next in the ring of members: if all listened to all, a death would cost the square of their number.

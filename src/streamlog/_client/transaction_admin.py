@@ -43,7 +43,7 @@ def abort(coordinator: TransactionCoordinator, transactional_id: str, timeout: f
     deadline = monotonic() + timeout
     existing(coordinator, transactional_id, timeout)
     coordinator.settled(transactional_id, left(deadline))
-    event = Fence(coordinator.clock.now_ms())
+    event = Fence(coordinator.clock.agreed_ms())
     coordinator.change(transactional_id, left(deadline), lambda found: apply(found, event) if found.owner else found)
 
 
@@ -82,7 +82,7 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
 
 def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:
     """End what is over, and forget ids that nobody has used for `transactional_id_expiration_ms`; the first error is raised at the end."""
-    limit = coordinator.clock.now_ms() - coordinator.home.config.transactional_id_expiration_ms
+    limit = coordinator.clock.agreed_ms() - coordinator.home.config.transactional_id_expiration_ms
     trouble: StreamlogError | None = None
     for found in [found for log in coordinator.states.all(timeout) for found in log.all()]:
         try:

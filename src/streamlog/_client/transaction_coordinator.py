@@ -86,7 +86,7 @@ class TransactionCoordinator:
     ) -> Transaction:
         _, _, page = self._opened()
         stripe = names.transaction_lock(transactional_id)
-        page.words[stripe] = process.pid()
+        page.words[stripe] = process.token()
         try:
             if log.log.is_unsettled():
                 log.log.catch_up(left(deadline))  # maybe of this id: who died writing its state left it above the high watermark
@@ -182,7 +182,7 @@ class TransactionCoordinator:
     def _abort(self, found: Transaction, timeout: float) -> Transaction:
         """End a transaction that was found open, unless it went on meanwhile; its producer is fenced."""
         deadline = monotonic() + timeout
-        event = Abort(found.producer_id, found.epoch, self.clock.now_ms())
+        event = Abort(found.producer_id, found.epoch, self.clock.agreed_ms())
         try:
             prepared = self.change(found.transactional_id, timeout, lambda now: apply(now, event))
         except ConcurrentTransactionsError:
@@ -216,7 +216,7 @@ class TransactionCoordinator:
         if found.synced:
             self.sync(found.partitions, left(deadline))
         new_producer_id = self.home.new_producer_id(left(deadline)) if found.epoch > LAST_EPOCH else -1
-        event = Complete(found, self.clock.now_ms(), new_producer_id)
+        event = Complete(found, self.clock.agreed_ms(), new_producer_id)
         try:
             return self.change(found.transactional_id, left(deadline), lambda now: apply(now, event))
         except ConcurrentTransactionsError:

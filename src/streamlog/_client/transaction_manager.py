@@ -97,7 +97,7 @@ class TransactionManager:
             self._finalizer.atexit = False  # the kernel does it
         event = Init(
             self._owner, process.pid(), config.client_id, config.transaction_timeout_ms, config.durability == "fsync",
-            self._coordinator.home.run_id, self._clock.now_ms(),
+            self._coordinator.home.run_id, self._clock.agreed_ms(),
         )  # fmt: skip
         self._follow(self._coordinator.init(self._id, event, timeout))
         self.state = READY
@@ -180,7 +180,7 @@ class TransactionManager:
         if self._begun:
             if commit and self._producer.config.durability == "fsync":
                 self._coordinator.sync(self._registered, left(deadline))  # the offsets; records were synced as they were written
-            event = End(self._owner, *self.current, commit, self._clock.now_ms(), self._clock.monotonic_ms())
+            event = End(self._owner, *self.current, commit, self._clock.agreed_ms(), self._clock.monotonic_ms())
             try:
                 after = self._coordinator.change(self._id, left(deadline), lambda found: self._ended(found, event))
                 if after.state in PREPARING:
@@ -270,7 +270,7 @@ class TransactionManager:
 
     def _register(self, partitions: set[Partition], timeout: float) -> None:
         with self._lock:
-            event = AddPartitions(self._owner, *self.current, frozenset(partitions), self._clock.now_ms(), self._clock.monotonic_ms())
+            event = AddPartitions(self._owner, *self.current, frozenset(partitions), self._clock.agreed_ms(), self._clock.monotonic_ms())
             self._begun = True  # first: whether it is, nobody knows where this is broken off
             after = self._coordinator.change(self._id, timeout, lambda found: apply(found, event))
             self._registered = after.partitions

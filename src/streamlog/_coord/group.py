@@ -59,6 +59,8 @@ class Member(NamedTuple):
     target: frozenset[TopicPartition] = frozenset()
     owned: dict[TopicPartition, int] = {}
     """What nobody else may take, with the generation in which it was taken (the assignment epoch)."""
+    namespace: int = 0
+    """Of `pid`."""
 
 
 class GroupTopic(NamedTuple):

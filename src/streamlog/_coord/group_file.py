@@ -28,7 +28,7 @@ from streamlog._os.wake import Bell
 from streamlog.errors import StorageError
 from streamlog.types import TopicPartition
 
-_MAGIC = b"SLG1\x01\0\0\0"
+_MAGIC = b"SLG1\x02\0\0\0"
 _ID = slice(8, 24)
 VERSION, BELL, HOLDER = 4, 5, 6
 _SLOTS = (8, 12)  # word of each descriptor: offset, capacity, length, checksum
@@ -172,7 +172,7 @@ def encode(group: Group) -> bytes:
         [
             *member[:8], list(member.subscription), member.generation,
             [(index[topic], partition) for topic, partition in member.target],
-            [(index[topic], partition, epoch) for (topic, partition), epoch in member.owned.items()],
+            [(index[topic], partition, epoch) for (topic, partition), epoch in member.owned.items()], member.namespace,
         ]
         for member in group.members.values()
     ]  # fmt: skip
@@ -188,12 +188,12 @@ def decode(data: bytes) -> Group:
     topics, values = msgpack.unpackb(data, strict_map_key=False)
     fields: dict[str, Any] = dict(zip(Group._fields, values))
     members = {}
-    for *first, subscription, generation, target, owned in fields["members"]:
+    for *first, subscription, generation, target, owned, namespace in fields["members"]:
         asked, pattern, since, assignors = subscription
         member = Member._make((
             *first, Subscription(tuple(asked), None if pattern is None else (pattern[0], pattern[1]), since, tuple(assignors)), generation,
             frozenset(TopicPartition(topics[number], partition) for number, partition in target),
-            {TopicPartition(topics[number], partition): epoch for number, partition, epoch in owned},
+            {TopicPartition(topics[number], partition): epoch for number, partition, epoch in owned}, namespace,
         ))  # fmt: skip
         members[member.member_id] = member
     fields["members"] = members

@@ -105,12 +105,12 @@ def _replace_index(log: PartitionLog, base: int, entries: list[Aborted], *, sync
     try:
         salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
         data = index_format.header(salt, base) + index_format.encode(salt, entries)
-        files.write_whole(log.fs, path, data, temporary=f"{path}.{process.pid()}{names.TEMPORARY}", synced=synced)
+        files.write_whole(log.fs, path, data, temporary=f"{path}.{process.token()}{names.TEMPORARY}", synced=synced)
         return len(data)
     except CorruptRecordError:
         return 0  # nobody can read the segment either
     except StorageFullError:
-        for name in (path, f"{path}.{process.pid()}{names.TEMPORARY}"):
+        for name in (path, f"{path}.{process.token()}{names.TEMPORARY}"):
             try:
                 log.fs.unlink(name)
             except FileNotFoundError:

@@ -170,7 +170,7 @@ class Fold:
         path = self._snapshot_path
         data = SNAPSHOT.pack(SNAPSHOT_MAGIC, 0, fmt.checksum(body)) + body
         try:
-            files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.replica.pid}{names.TEMPORARY}", synced=False)
+            files.write_whole(self.log.fs, path, data, temporary=f"{path}.{self.log.replica.token}{names.TEMPORARY}", synced=False)
         except (OSError, StreamlogError):
             pass  # derived: it only spares a longer fold
 

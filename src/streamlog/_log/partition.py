@@ -95,7 +95,7 @@ class PartitionLog(Log):
         self._segment_bytes, self._segment_ms = settings.segment_bytes, settings.segment_ms
         self._index_interval = settings.index_interval_bytes
         self.producers = ProducerStateManager(self)
-        self.boot, self.pid = fs.boot_id(), process.pid()
+        self.boot, self.token = fs.boot_id(), process.token()
         self.name = names.partition(topic, partition)
         lock_byte = names.lock_bytes(topic_id) + 4 * partition
         who = partial(locks.describe, f"partition lock of {self.name}", self.words, DIRTY)
@@ -206,7 +206,7 @@ class PartitionLog(Log):
         length = BATCH_HEADER_SIZE + len(columns)
         try:
             self._inside = True
-            words[DIRTY] = self.pid  # up
+            words[DIRTY] = self.token  # up
             end = position + length
             if position > SEGMENT_HEADER_SIZE and self._rolls_before(batch, offset, position):
                 self._roll(offset, position)
@@ -254,7 +254,7 @@ class PartitionLog(Log):
         try:
             self._inside = True
             while at < len(copies):
-                words[DIRTY] = self.pid  # up
+                words[DIRTY] = self.token  # up
                 if words[POSITION] > SEGMENT_HEADER_SIZE and self._rolls_before(copies[at], copies[at].base_offset, words[POSITION]):
                     self._roll(words[END], words[POSITION])
                 at += self._put_copies(copies[at:])
@@ -389,7 +389,7 @@ class PartitionLog(Log):
         known = [entry for entry in self.leader_epochs().entries if entry[0] < epoch and entry[1] < start]
         try:
             self._inside = True
-            words[DIRTY] = self.pid
+            words[DIRTY] = self.token
             self._roll(words[END], words[POSITION], epoch, start)
             words[DIRTY] = 0
             self._inside = False
@@ -689,7 +689,7 @@ class PartitionLog(Log):
             under(self.lock, timeout, self._recover_unknown_sync)
             return
         epoch, noted = words[EPOCH], words[HWM]
-        words[SYNCING] = self.pid  # stays up where a signal handler breaks the sync off: nobody has seen its outcome
+        words[SYNCING] = self.token  # stays up where a signal handler breaks the sync off: nobody has seen its outcome
         try:
             self._sync_files()
         except OSError as error:

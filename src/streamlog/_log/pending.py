@@ -54,7 +54,8 @@ class LogSettings:
     """What a partition's log needs of its topic's configuration."""
 
     __slots__ = (
-        "flush_messages", "flush_ms", "index_interval_bytes", "now_ms", "producer_id_expiration_ms", "reserve", "segment_bytes", "segment_ms",
+        "agreed_ms", "flush_messages", "flush_ms", "index_interval_bytes", "now_ms", "producer_id_expiration_ms", "reserve", "segment_bytes",
+        "segment_ms",
     )  # fmt: skip
 
     def __init__(
@@ -67,8 +68,9 @@ class LogSettings:
         *,
         reserve: bool = True,
         now_ms: Callable[[], int] = wall_ms,
+        agreed_ms: Callable[[], int] = wall_ms,
         producer_id_expiration_ms: int = 86_400_000,
     ) -> None:
-        self.now_ms, self.producer_id_expiration_ms = now_ms, producer_id_expiration_ms
+        self.now_ms, self.agreed_ms, self.producer_id_expiration_ms = now_ms, agreed_ms, producer_id_expiration_ms
         self.segment_bytes, self.segment_ms, self.index_interval_bytes = segment_bytes, segment_ms, index_interval_bytes
         self.flush_messages, self.flush_ms, self.reserve = flush_messages, flush_ms, reserve

@@ -247,7 +247,7 @@ def save_snapshot(log: PartitionLog, states: ProducerStates) -> None:
     salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base)}").salt
     path = f"{log.directory}/{names.snapshot(states.offset)}"
     data = encode(salt, base, states.offset, states.rows())
-    files.write_whole(log.fs, path, data, temporary=f"{path}.{process.pid()}{names.TEMPORARY}", synced=False)
+    files.write_whole(log.fs, path, data, temporary=f"{path}.{process.token()}{names.TEMPORARY}", synced=False)
     for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
         if base <= offset < states.offset:
             try:
@@ -396,7 +396,7 @@ class ProducerStateManager:
         file: records may be of any time, and what was appended just now may be sent again.
         """
         settings = self._log.settings
-        before = settings.now_ms() - settings.producer_id_expiration_ms
+        before = settings.agreed_ms() - settings.producer_id_expiration_ms
         for producer_id, entry in list(states.entries.items()):
             _, _, _, offset, timestamp = entry
             if timestamp < before and producer_id not in states.open and self._written_ms(offset) < before:

@@ -361,7 +361,7 @@ def go_on(log: PartitionLog, offset: int) -> None:
     """Go on at `offset` in a new segment, at a raised epoch; it is on the disk before the epoch is used.  Under the partition's lock, settled."""
     words = log.words
     log.forget()
-    words[DIRTY] = log.pid
+    words[DIRTY] = log.token
     _begin_segment(log, offset, words[EPOCH] + 1)
     log.store_turn()
     _store_words(log, SegmentView(log.fs, log.directory, offset), SEGMENT_HEADER_SIZE, offset)
@@ -381,7 +381,7 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     bases = names.base_offsets(fs.listdir(directory))
     known = [entry for entry in log.leader_epochs().entries if entry[0] < epoch and entry[1] < epoch_start]
     log.forget()
-    words[DIRTY] = log.pid
+    words[DIRTY] = log.token
     words[HWM] = offset
     header = fmt.seal_segment_header(segment.new_salt(), log.topic_id, offset, log.partition, epoch, epoch_start)
     segment.create(fs, directory, header, offset)
@@ -410,7 +410,7 @@ def rewrite_in_place(log: PartitionLog) -> None:
     bases = names.base_offsets(fs.listdir(directory))
     for base in bases[max(0, bisect_right(bases, words[SYNCED] - 1) - 1) :]:
         path = f"{directory}/{names.log(base)}"
-        temporary = f"{path}.{process.pid()}{names.TEMPORARY}"
+        temporary = f"{path}.{process.token()}{names.TEMPORARY}"
         data = files.read_file(fs, path, 1 << 40)
         fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
         try:
@@ -438,10 +438,10 @@ def rewrite_unsynced(log: PartitionLog) -> None:
         after_death(log)
     synced, end, bases = words[SYNCED], words[END], names.base_offsets(fs.listdir(directory))
     start, epoch = max(synced, bases[0]), words[EPOCH] + 1
-    temporary = f"{directory}/{names.log(start)}.{process.pid()}{names.TEMPORARY}"
+    temporary = f"{directory}/{names.log(start)}.{process.token()}{names.TEMPORARY}"
     if start < end:
         _copy(log, temporary, bases, start, end, epoch)
-    words[DIRTY] = log.pid
+    words[DIRTY] = log.token
     _begin_segment(log, end, epoch)
     if start < end:
         fs.replace(temporary, f"{directory}/{names.log(start)}")

@@ -74,7 +74,7 @@ def _begin_behind(log: PartitionLog, offset: int) -> str:
     bases = log.segments()
     at = bisect_right(bases, offset) - 1
     aside = _copy_aside(log, bases[: at + (bases[at] != offset)])
-    words[DIRTY] = log.pid
+    words[DIRTY] = log.token
     if bases[at] != offset:
         _write_rest(log, bases[at], offset, bases[at + 1])
     words[START] = offset  # before a name goes (H46)

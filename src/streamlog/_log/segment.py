@@ -35,7 +35,7 @@ def create(fs: FileSystem, directory: str, header: bytes, base_offset: int, *, c
     With `synced`, file and name are on the disk before this returns (A2, A3).
     """
     path = f"{directory}/{names.log(base_offset)}"
-    temporary = f"{path}.{process.pid()}.{get_ident()}{names.TEMPORARY}"
+    temporary = f"{path}.{process.token()}.{get_ident()}{names.TEMPORARY}"
     fd = fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)
     try:
         fs.pwritev(fd, (header, content), 0, temporary)

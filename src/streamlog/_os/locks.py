@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
+from streamlog._os import process
 from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import O_CREAT, O_RDWR, FileSystem
 from streamlog.errors import StreamlogTimeoutError
@@ -188,9 +189,11 @@ if os.environ.get("STREAMLOG_VERIFY") == "1":
 
 
 def describe(what: str, words: memoryview, word: int) -> str:
-    """Which lock it is and who holds it (the pid in a shared word), for the error of a wait that ended."""
-    pid = words[word]
-    holder = f"process {pid} ({process_state(pid)})" if pid else "another process"
+    """Which lock it is and who holds it (the token in a shared word), for the error of a wait that ended."""
+    pid, is_ours = process.of_token(words[word])
+    holder = "another process"
+    if pid:
+        holder = f"process {pid} ({process_state(pid) if is_ours else 'of another pid namespace: a container'})"
     return f"the {what}, held by {holder}"
 
 

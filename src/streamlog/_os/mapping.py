@@ -12,6 +12,7 @@ import os
 import weakref
 from _thread import get_ident
 
+from streamlog._os import process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_EXCL, O_RDWR, PAGE, FileSystem
 
@@ -48,7 +49,7 @@ class Page:
 
 def create(fs: FileSystem, path: str, content: bytes) -> None:
     """Bring a state file into being whole, unless it is there: written aside, then linked to its name (H7)."""
-    temporary = f"{path}.{os.getpid()}.{get_ident()}.{monotonic_ns()}.tmp"
+    temporary = f"{path}.{process.token()}.{get_ident()}.{monotonic_ns()}.tmp"
     fd = fs.open(temporary, O_RDWR | O_CREAT | O_EXCL)
     try:
         fs.pwrite(fd, content, 0, temporary)

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set
 
+OUT_OF_SIGHT = 0  # stands for processes of other pid namespaces: a pid of theirs may be anybody's here
 PROBE = 0.025  # seconds between looks where nothing can be heard
 _MOST = 64  # processes watched by descriptor; beyond, their locks are probed
 
@@ -59,8 +60,8 @@ class Watch:
         for pid in self._fds.keys() - pids:
             self._drop(pid)
         self._ended &= pids
-        self.deaf = len(pids) > _MOST or bool(self._ended)
-        for pid in sorted(pids - self._fds.keys() - self._ended)[: _MOST - len(self._fds)]:
+        self.deaf = len(pids) > _MOST or bool(self._ended) or OUT_OF_SIGHT in pids
+        for pid in sorted(pids - self._fds.keys() - self._ended - {OUT_OF_SIGHT})[: _MOST - len(self._fds)]:
             try:
                 fd = os.pidfd_open(pid)
             except (AttributeError, OSError):

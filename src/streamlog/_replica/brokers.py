@@ -58,8 +58,9 @@ class Broker:
                 break
             if lock_file.try_shared(0):
                 found = self.fs.pread(lock_file.fd, 4096, 0, lock_file.path)
-                if found != home:
-                    raise NotAClusterError(f"{self.path} is in use by processes that have another home: {found.decode(errors='replace')}")
+                if found.partition(b" ")[0] != home.partition(b" ")[0]:  # its path may be another one: of another mount of the same directory
+                    where = found.partition(b" ")[2].decode(errors="replace").strip()
+                    raise NotAClusterError(f"{self.path} is in use by processes that have another home: {where}")
                 return
             if monotonic() > until:
                 break
@@ -90,7 +91,7 @@ class Broker:
 
     def probe(self) -> None:
         """Write, sync and read a small file: whether the disk works.  Raises what it does."""
-        path = f"{self.path}/{_PROBE}.{process.pid()}{names.TEMPORARY}"
+        path = f"{self.path}/{_PROBE}.{process.token()}{names.TEMPORARY}"
         data = process.random_bytes(4096)
         try:
             files.write_whole(self.fs, path, data, temporary=f"{path}.{names.TEMPORARY}")
@@ -141,7 +142,7 @@ def make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> 
     try:
         return _make(fs, path, number, cluster_id, like)
     except OSError as error:
-        files.remove_tree(f"{path}.{process.pid()}{names.TEMPORARY}")
+        files.remove_tree(f"{path}.{process.token()}{names.TEMPORARY}")
         if isinstance(error, StorageError):
             raise
         raise NotAClusterError(f"{path} cannot become a broker: {error.strerror or error}") from None
@@ -149,7 +150,7 @@ def make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> 
 
 def _make(fs: FileSystem, path: str, number: int, cluster_id: str, like: str) -> str:
     in_place = files.is_directory(path)  # made beforehand: perhaps a mount point, which nothing can take the place of
-    made = path if in_place else f"{path}.{process.pid()}{names.TEMPORARY}"
+    made = path if in_place else f"{path}.{process.token()}{names.TEMPORARY}"
     metadata = f"{made}/{names.partition(names.METADATA_TOPIC, 0)}"
     if in_place:
         strangers = sorted(name for name in fs.listdir(path) if name not in _LEFT_OVERS and not name.endswith(names.TEMPORARY))

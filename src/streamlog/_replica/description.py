@@ -71,7 +71,7 @@ def write(fs: FileSystem, home: str, description: Description) -> None:
     path = f"{home}/{names.CLUSTER}"
     brokers = {str(number): relative(home, broker) for number, broker in sorted(description.brokers.items())}
     found = {"format_version": FORMAT_VERSION, "cluster_id": description.cluster_id, "brokers": brokers, "config": description.config}
-    files.write_whole(fs, path, json.dumps(found, indent=2).encode(), temporary=f"{path}.{process.pid()}{names.TEMPORARY}")
+    files.write_whole(fs, path, json.dumps(found, indent=2).encode(), temporary=f"{path}.{process.token()}{names.TEMPORARY}")
 
 
 def check_wanted(description: Description, home: str, config: Mapping[str, Any], brokers: Mapping[int, str] | None) -> None:

@@ -53,7 +53,7 @@ from streamlog.errors import (
 
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
-_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _PROCESSES = 8, 9, 10, 11, 12, 13, 64  # words of cluster.state
+_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _AGREED, _PROCESSES = 8, 9, 10, 11, 12, 13, 14, 64  # words of cluster.state
 _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
 _STATE_BYTES = 4 * files.PAGE
 _MAX_PROCESSES = _STATE_BYTES // 8 - _PROCESSES
@@ -130,7 +130,7 @@ class Home:
         self._partition_locks = self.keep(LockFile(self.fs, f"{run}/{names.PARTITION_LOCKS}"))
         unopened = self._open_brokers()
         self._claim_process()
-        self.clock = Clock(self._page.words, _CLOCK)
+        self.clock = Clock(self._page.words, _CLOCK, _AGREED)
         self.bell = Bell(self._page, _BELL * 2)
         lock = ByteLock(self.run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
         if self.is_replicated:
@@ -156,7 +156,7 @@ class Home:
 
     def _identity(self) -> str:
         """What names our live state to who has another home (of several brokers only: one is below its home)."""
-        return f"{self.path} run {self.run_id}\n" if len(self.description.brokers) > 1 else ""
+        return f"{self.run_id} {self.path}\n" if len(self.description.brokers) > 1 else ""
 
     def _open_brokers(self) -> dict[int, Exception]:
         """Open the brokers' directories; returns those of several that cannot be."""
@@ -493,7 +493,8 @@ class Home:
         config = topic.config
         return LogSettings(
             config.segment_bytes, config.segment_ms, config.index_interval_bytes, config.flush_messages, config.flush_ms,
-            reserve=self._reserve, now_ms=self.clock.now_ms, producer_id_expiration_ms=self.config.producer_id_expiration_ms,
+            reserve=self._reserve, now_ms=self.clock.now_ms, agreed_ms=self.clock.agreed_ms,
+            producer_id_expiration_ms=self.config.producer_id_expiration_ms,
         )  # fmt: skip
 
     def _make_log(self, found: TopicFiles, topic: TopicMetadata, partition: int, timeout: float, broker: int = 0) -> PartitionLog:

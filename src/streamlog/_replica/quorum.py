@@ -247,7 +247,7 @@ class Quorum(Replicas):
         words = self.leadership
         while True:
             place = self._choose(deadline)
-            words[APPLYING] = process.pid()
+            words[APPLYING] = process.token()
             words[PLACE] = place
             for copy in {*self._replicas.values(), *map(self.on, self.voters())}:
                 copy.store_turn()

@@ -157,7 +157,7 @@ class ReplicatedLog(Replicas):
         again = words[APPLYING]  # somebody died here
         if not again:
             words[FORMER] = words[PLACE]
-        words[APPLYING] = process.pid()
+        words[APPLYING] = process.token()
         place = leadership.place(state.leader, state.leader_epoch)
         if high_watermark >= 0:
             words[HWM] = words[STABLE] = high_watermark
