@@ -3,18 +3,23 @@
     members = {"a": Subscription(("clicks",)), "b": Subscription(("clicks",), owned=(TopicPartition("clicks", 0),))}
     StickyAssignor().assign(members, {"clicks": 3})      # {"a": [TopicPartition("clicks", 1), …], "b": […]}
 
-`range` and `roundrobin` give what Kafka's do, partition for partition; `sticky` and `cooperative-sticky` (KIP-54, KIP-429) are balanced as
-well as subscriptions allow and, among the balanced assignments, move the fewest partitions.  One's own is an object with a `name`, a
-`cooperative` flag and an `assign` method (`Assignor`); docs/groups.md has an example.
+`range` and `roundrobin` give what Kafka's do, partition for partition.  `sticky` and
+`cooperative-sticky` (KIP-54, KIP-429) balance the members' loads as well as subscriptions allow, move
+the fewest partitions that this takes, and then spread each topic over its members.  One's own is an
+object with a `name`, a `cooperative` flag and an `assign` method (`Assignor`); docs/groups.md has an
+example.
 """
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections import defaultdict, deque
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import cycle, groupby
+from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any, Protocol
 else:
     Protocol = object
@@ -57,7 +62,8 @@ def _in_order(members: Mapping[str, Subscription]) -> list[str]:
 
 def _known_topics(members: Mapping[str, Subscription], partitions: Mapping[str, int]) -> list[str]:
     """The topics that somebody subscribed to and that have partitions, sorted."""
-    return sorted({topic for member in members.values() for topic in member.topics if partitions.get(topic, 0) > 0})
+    asked = {tuple(member.topics) for member in members.values()}
+    return sorted({topic for topics in asked for topic in topics if partitions.get(topic, 0) > 0})
 
 
 class RangeAssignor:
@@ -97,8 +103,12 @@ class RoundRobinAssignor:
         return assignment
 
 
+SMALL = 500
+"""Members times topics.  Above it, a group with equal subscriptions gets the quick answer instead of the best one."""
+
+
 class StickyAssignor:
-    """Balanced, with the fewest moves; members give up everything first (eager)."""
+    """Balanced, with the fewest moves, each topic spread over its members; members give up everything first (eager)."""
 
     name, cooperative = "sticky", False
 
@@ -107,15 +117,16 @@ class StickyAssignor:
         topics = _known_topics(members, partitions)
         if not members:
             return {}
-        wanted = {member_id: frozenset(member.topics).intersection(topics) for member_id, member in members.items()}
+        known = {asked: frozenset(asked).intersection(topics) for asked in {tuple(member.topics) for member in members.values()}}
+        wanted = {member_id: known[tuple(member.topics)] for member_id, member in members.items()}
         owned = _owned(members, wanted, partitions)
-        if len(set(wanted.values())) == 1:
-            return _equal(sorted(members), owned, topics, partitions)
-        return _unequal(wanted, owned, topics, partitions)
+        if len(set(known.values())) == 1 and (len(members) * len(topics) > SMALL or not any(owned.values())):
+            return _dealt(sorted(members), owned, topics, partitions)
+        return _best(wanted, owned, topics, partitions)
 
 
 class CooperativeStickyAssignor(StickyAssignor):
-    """Balanced, with the fewest moves; members go on with what stays theirs (the default)."""
+    """The same, but members go on with what stays theirs (the default)."""
 
     name, cooperative = "cooperative-sticky", True
 
@@ -123,11 +134,17 @@ class CooperativeStickyAssignor(StickyAssignor):
 def _owned(
     members: Mapping[str, Subscription], wanted: Mapping[str, frozenset[str]], partitions: Mapping[str, int]
 ) -> dict[str, list[TopicPartition]]:
-    """What each member owns and may keep; what two members say they own is nobody's (as in Kafka)."""
+    """What each member owns and may keep.
+
+    A claim to a partition that does not exist, or of a topic that the member does not want, counts
+    for nothing.  If two members claim a partition, neither owns it (as in Kafka).
+    """
+    numbers = {topic: range(partitions[topic]) for topics in set(wanted.values()) for topic in topics}
     owners: dict[TopicPartition, str | None] = {}
     for member_id, member in members.items():
+        asked = wanted[member_id]
         for tp in member.owned:
-            if tp.topic in wanted[member_id] and tp.partition < partitions[tp.topic]:
+            if tp.topic in asked and tp.partition in numbers[tp.topic]:
                 owners[tp] = member_id if owners.setdefault(tp, member_id) == member_id else None
     owned: dict[str, list[TopicPartition]] = {member_id: [] for member_id in members}
     for tp, owner in owners.items():
@@ -136,129 +153,197 @@ def _owned(
     return owned
 
 
-def _equal(
+# ---- large groups with equal subscriptions ---------------------------------------------------------------------------
+
+
+def _dealt(
     ordered: list[str], owned: dict[str, list[TopicPartition]], topics: list[str], partitions: Mapping[str, int]
 ) -> dict[str, list[TopicPartition]]:
-    """All want the same: everybody keeps up to the share, and the rest fills up who has less."""
-    total = sum(partitions[topic] for topic in topics)
-    share, more = divmod(total, len(ordered))
-    fuller = sorted(ordered, key=lambda member_id: -len(owned[member_id]))[:more]  # who has the most keeps one more
-    quota = dict.fromkeys(ordered, share) | dict.fromkeys(fuller, share + 1)
-    assignment = {member_id: sorted(owned[member_id])[: quota[member_id]] for member_id in ordered}
+    """Each member keeps up to its share, and the free partitions are dealt topic by topic.
+
+    Balance and moves are the best.  The spread of topics is nearly the best: a member that has too
+    many chooses what it gives up before it is known who takes it.  If nobody owns anything, the
+    spread is the best, too, and this is Kafka's answer, partition for partition.
+    """
+    share, more = divmod(sum(partitions[topic] for topic in topics), len(ordered))  # so many members get one more than the share
+    fair = {topic: partitions[topic] / len(ordered) for topic in topics}
+    assignment: dict[str, list[TopicPartition]] = {}
+    for member_id in ordered:
+        assignment[member_id] = _kept(sorted(owned[member_id]), share + (more > 0), fair)
+        more -= len(assignment[member_id]) > share
+    load = {member_id: len(taken) for member_id, taken in assignment.items() if len(taken) < share + (more > 0)}
+    if not load:
+        return assignment
+    counts: dict[str, dict[str, int]] = {topic: defaultdict(int) for topic in topics}  # what each member in `load` has of a topic
+    for member_id in load:
+        for tp in assignment[member_id]:
+            counts[tp.topic][member_id] += 1
     kept = {tp for taken in assignment.values() for tp in taken}
-    free = (tp for topic in topics for number in range(partitions[topic]) if (tp := TopicPartition(topic, number)) not in kept)
-    for member_id, taken in assignment.items():
-        for _ in range(quota[member_id] - len(taken)):
-            taken.append(next(free))
+    for topic, count in counts.items():
+        free = [TopicPartition(topic, n) for n in reversed(range(partitions[topic])) if (topic, n) not in kept]
+        fewest = 0
+        while free:  # first to the members that have none of the topic, then to those that have one, …
+            for member_id in sorted(load, key=load.__getitem__):  # of equal loads, the member that has waited longest comes first
+                if member_id not in load or count.get(member_id, 0) != fewest:
+                    continue
+                assignment[member_id].append(free.pop())
+                count[member_id] = fewest + 1
+                now = load.pop(member_id) + 1
+                more -= now > share
+                if now < share + (more > 0):
+                    load[member_id] = now
+                elif now > share and not more:
+                    load = {other: number for other, number in load.items() if number < share}
+                if not free:
+                    break
+            fewest += 1
     return assignment
 
 
-# ---- different subscriptions -----------------------------------------------------------------------------------------
+def _kept(mine: list[TopicPartition], number: int, fair: Mapping[str, float]) -> list[TopicPartition]:
+    """So many of a member's partitions; it gives up those of the topics that it has the most of, compared with a fair share."""
+    if len(mine) <= number:
+        return mine
+    places = [(place - fair[topic], tp) for topic, alike in groupby(mine, key=itemgetter(0)) for place, tp in enumerate(alike)]
+    return [tp for _, tp in sorted(places)[:number]]
+
+
+# ---- different subscriptions, and small groups -----------------------------------------------------------------------
 #
-# Partitions of one topic are alike but for who owns them, so the unknowns are counts: how many partitions of each topic each member
-# has.  Least cost is wanted: first the sum of the squares of the members' loads (balance), then the partitions taken from who owns
-# them (moves).  That is a flow of least cost: start from what everybody has, then run around cycles of negative cost until there is
-# none (Klein, "A primal method for minimal cost flows", 1967).  A cycle goes member -> topic (gives one up) -> member (takes it) …,
-# and through the node `None` (any member may have one more, for another's one less).
+# Partitions of one topic differ only in who owns them, so the unknowns are counts: how many partitions
+# of each topic each member has.  The least cost is sought: first the sum of the squares of the members'
+# loads (balance), then the partitions taken from their owners (moves), then the sum of the squares of
+# the counts (each topic spread over its members).  All three are convex, so this is a flow of least
+# cost: start from some counts, then send one unit around a cycle of negative cost until there is none
+# (Klein, "A primal method for minimal cost flows", 1967).  A cycle goes from a member to a topic (the
+# member gives one up), from the topic to a member (which takes it), and so on.  Through the hub, one
+# member's load may grow by one while another's shrinks by one.
 
 
 class _Flow:
-    """Counts of partitions by member and topic, improved step by step."""
+    """Counts of partitions by member and topic.  Nodes are numbers: members, then topics, then the hub."""
 
     def __init__(self, wanted: Mapping[str, frozenset[str]], owned: dict[str, list[TopicPartition]], free: Mapping[str, int]) -> None:
-        self.wanted = wanted
         self.members, self.topics = sorted(wanted), sorted(free)
-        self.owned = {member_id: dict.fromkeys(sorted(wanted[member_id]), 0) for member_id in self.members}
-        for member_id, kept in owned.items():
-            for tp in kept:
-                self.owned[member_id][tp.topic] += 1
-        self.count = {member_id: dict(counts) for member_id, counts in self.owned.items()}
-        self.load = {member_id: len(owned[member_id]) for member_id in self.members}
-        self.takers = {topic: [member_id for member_id in self.members if topic in wanted[member_id]] for topic in self.topics}
-        self.big = 1 + 2 * (len(self.members) + len(self.topics))  # one unit of balance outweighs all moves of a cycle
-        for topic in sorted(self.topics, key=lambda topic: len(self.takers[topic])):  # who can go to few goes first
+        self.hub = len(self.members) + len(self.topics)
+        node_of = {topic: node for node, topic in enumerate(self.topics, len(self.members))}
+        self.owned = [{node_of[topic]: 0 for topic in sorted(wanted[member_id])} for member_id in self.members]
+        for counts, member_id in zip(self.owned, self.members):
+            for tp in owned[member_id]:
+                counts[node_of[tp.topic]] += 1
+        self.count = [dict(counts) for counts in self.owned]
+        self.load = [len(owned[member_id]) for member_id in self.members]
+        self.takers: dict[int, list[int]] = {node: [] for node in node_of.values()}
+        for member, counts in enumerate(self.owned):
+            for topic in counts:
+                self.takers[topic].append(member)
+        total = sum(self.load) + sum(free.values())
+        edges = 2 * self.hub + 1  # of a cycle, at most
+        self.move = 1 + edges * (2 * total + 1)  # outweighs whatever a cycle does to the counts
+        self.balance = self.move * (edges + 1)  # outweighs all moves of a cycle
+        self._start({node_of[topic]: number for topic, number in free.items()}, -(-total // len(self.members)))
+
+    def _start(self, free: dict[int, int], share: int) -> None:
+        """Counts that are near the best.  Members give up what they have above the share; the members with least take what is free."""
+        for member, counts in enumerate(self.count):
+            shared = [(-count, topic) for topic, count in counts.items() if count and len(self.takers[topic]) > 1]
+            heapify(shared)
+            while self.load[member] > share and shared:
+                count, topic = heappop(shared)
+                self._add(member, topic, -1)
+                free[topic] += 1
+                if count < -1:
+                    heappush(shared, (count + 1, topic))
+        for topic in sorted(self.takers, key=lambda topic: len(self.takers[topic])):  # first the topics that few members want
+            heap = [(self.load[member], self.count[member][topic], member) for member in self.takers[topic]]
+            heapify(heap)
             for _ in range(free[topic]):
-                member_id = min(self.takers[topic], key=lambda taker: (self.load[taker], self.count[taker][topic] >= self.owned[taker][topic]))
-                self._add(member_id, topic, 1)
+                load, count, member = heap[0]
+                heapreplace(heap, (load + 1, count + 1, member))
+                self._add(member, topic, 1)
 
-    def _add(self, member_id: str, topic: str, number: int) -> None:
-        self.count[member_id][topic] += number
-        self.load[member_id] += number
+    def _add(self, member: int, topic: int, number: int) -> None:
+        self.count[member][topic] += number
+        self.load[member] += number
 
-    def _edges(self) -> list[tuple[Any, Any, int]]:
-        """Where one unit can go, and what it costs."""
-        edges: list[tuple[Any, Any, int]] = []
-        for member_id in self.members:
-            load, owned = self.load[member_id], self.owned[member_id]
-            node = ("member", member_id)
-            edges += [(node, None, self.big * (2 * load + 1)), (None, node, -self.big * (2 * load - 1))] if load else [
-                (node, None, self.big)
-            ]  # fmt: skip
-            for topic, count in self.count[member_id].items():
-                edges.append((("topic", topic), node, -1 if count < owned[topic] else 0))
+    def _edges(self, node: int) -> Iterator[tuple[int, int]]:
+        """Where one unit can go from a node, and what that costs."""
+        if node == self.hub:
+            yield from ((member, self.balance * (1 - 2 * load)) for member, load in enumerate(self.load) if load)
+        elif node >= len(self.members):
+            for member in self.takers[node]:
+                count = self.count[member][node]
+                yield member, 2 * count + 1 - (self.move if count < self.owned[member][node] else 0)
+        else:
+            yield self.hub, self.balance * (2 * self.load[node] + 1)
+            owned = self.owned[node]
+            for topic, count in self.count[node].items():
                 if count:
-                    edges.append((node, ("topic", topic), 1 if count <= owned[topic] else 0))
-        return edges
+                    yield topic, 1 - 2 * count + (self.move if count <= owned[topic] else 0)
 
     def improve(self) -> None:
-        """Until no cycle of negative cost is left (Bellman and Ford's search)."""
-        while (cycle_ := self._negative_cycle()) is not None:
-            for start, end in zip(cycle_, [*cycle_[1:], cycle_[0]]):
-                if start is not None and end is not None:
-                    if start[0] == "topic":
-                        self._add(end[1], start[1], 1)
-                    else:
-                        self._add(start[1], end[1], -1)
+        """Until no cycle of negative cost is left (Bellman and Ford's search).
 
-    def _negative_cycle(self) -> list[Any] | None:
-        edges = self._edges()
-        cost: dict[Any, int] = {node: 0 for edge in edges for node in edge[:2]}
-        before: dict[Any, Any] = {}
-        for _ in range(len(cost)):
-            changed = None
-            for start, end, price in edges:
-                reached = cost[start] + price
-                if reached < cost[end]:
-                    cost[end], before[end], changed = reached, start, (end,)
-            if changed is None:
-                return None
-            if (found := _cycle(before, changed[0])) is not None:
-                return found
-        return None
+        A cycle changes only the costs between its own nodes.  The search need not begin again: it goes
+        on from these nodes, with the distances that it has.
+        """
+        distance = [0] * (self.hub + 1)
+        before = [-1] * (self.hub + 1)
+        queue, queued = deque(range(self.hub + 1)), set(range(self.hub + 1))
+        while queue:
+            queued.remove(start := queue.popleft())
+            for end, cost in self._edges(start):
+                if distance[start] + cost < distance[end]:
+                    if path := _path(before, end, start):
+                        for one, other in zip(path, [*path[1:], path[0]]):
+                            if self.hub not in (one, other):
+                                self._add(*((one, other, -1) if one < len(self.members) else (other, one, 1)))
+                        for node in path:
+                            before[node] = -1
+                        queue += [node for node in path if node not in queued]
+                        queued.update(path)
+                        break
+                    distance[end], before[end] = distance[start] + cost, start
+                    if end not in queued:
+                        queue.append(end)
+                        queued.add(end)
 
 
-def _cycle(before: dict[Any, Any], node: Any) -> list[Any] | None:
-    """The cycle that the way back from a node runs into, in order; such a cycle is of negative cost."""
-    seen: dict[Any, int] = {}
-    path: list[Any] = []
-    while node not in seen:
-        seen[node] = len(path)
-        path.append(node)
-        if node not in before:
+def _path(before: list[int], first: int, last: int) -> list[int] | None:
+    """The nodes by which the search came from one to another, if it did."""
+    path = [last]
+    while path[-1] != first:
+        if (node := before[path[-1]]) < 0:
             return None
-        node = before[node]
-    return path[seen[node] :][::-1]
+        path.append(node)
+    return path[::-1]
 
 
-def _unequal(
+def _best(
     wanted: Mapping[str, frozenset[str]], owned: dict[str, list[TopicPartition]], topics: list[str], partitions: Mapping[str, int]
 ) -> dict[str, list[TopicPartition]]:
+    """The least cost, found as a flow; which partitions they are is settled at the end, and a member keeps its own first."""
     kept = {tp for taken in owned.values() for tp in taken}
     free = {topic: [tp for number in range(partitions[topic]) if (tp := TopicPartition(topic, number)) not in kept] for topic in topics}
     flow = _Flow(wanted, owned, {topic: len(left) for topic, left in free.items()})
     flow.improve()
     assignment: dict[str, list[TopicPartition]] = {}
-    for member_id in flow.members:
+    missing: list[tuple[list[TopicPartition], str, int]] = []
+    for member_id, counts in zip(flow.members, flow.count):
         assignment[member_id] = taken = []
-        for topic, count in flow.count[member_id].items():
-            mine = sorted(tp for tp in owned[member_id] if tp.topic == topic)
-            taken += mine[:count]
-            free[topic] += mine[count:]
-    for member_id, taken in assignment.items():
-        for topic, count in flow.count[member_id].items():
-            missing = count - sum(tp.topic == topic for tp in taken)
-            taken += free[topic][:missing]
-            del free[topic][:missing]
+        mine: dict[str, list[TopicPartition]] = {}
+        for tp in sorted(owned[member_id]):
+            mine.setdefault(tp.topic, []).append(tp)
+        for node, count in counts.items():
+            topic = flow.topics[node - len(flow.members)]
+            had = mine.get(topic, [])
+            taken += had[:count]
+            free[topic] += had[count:]
+            if count > len(had):
+                missing.append((taken, topic, count - len(had)))
+    for taken, topic, number in missing:
+        taken += free[topic][:number]
+        del free[topic][:number]
     return assignment
 
 

@@ -1,5 +1,5 @@
 // KafkaAssignors data for consumer assignors, produced by Apache Kafka's own Java assignors.
-// javac -cp 'libs/*' -d out KafkaAssignors.java && java -cp 'out:libs/*' KafkaAssignors kafka_assignors.json   (or: KafkaAssignors probe)
+// javac -cp 'libs/*' -d out KafkaAssignors.java && java -cp 'out:libs/*' KafkaAssignors kafka_assignors.json [cases [seed]]   (or: KafkaAssignors probe)
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.*;
@@ -111,16 +111,6 @@ public class KafkaAssignors {
         }
     }
 
-    static int moves(Map<String, Integer> partitions, List<Member> ms, Map<String, List<TopicPartition>> after) {
-        int n = 0;
-        for (Member m : ms) {
-            Set<TopicPartition> a = new HashSet<>(after.get(m.id));
-            for (TopicPartition tp : m.owned)
-                if (m.topics.contains(tp.topic()) && tp.partition() < partitions.getOrDefault(tp.topic(), 0) && !a.contains(tp)) n++;
-        }
-        return n;
-    }
-
     static void check(String what, Map<String, Integer> partitions, List<Member> ms, Map<String, List<TopicPartition>> r) {
         Set<TopicPartition> want = new HashSet<>(), got = new HashSet<>();
         int n = 0;
@@ -160,7 +150,8 @@ public class KafkaAssignors {
         boolean equal, instances;
         Set<String> ids = new HashSet<>(), insts = new HashSet<>();
         List<String> topics = new ArrayList<>(), common;   // every topic name in play
-        int maxP;
+        int maxP, generation;
+        boolean contested;                                 // two members claim one partition, in one generation
     }
 
     static final String[] MP = {"c", "C", "m-", "c-", "w_"}, IP = {"i", "I-", "a", "z"}, TP = {"t", "T", "o.", "a-", "a_", "t"};
@@ -250,35 +241,52 @@ public class KafkaAssignors {
         return (some || chance(0.3)) && (owned || !second);
     }
 
-    /** Runs the first round with the sticky assignor; the members remember what they got, as generation 1. */
-    static void firstRound(Case c) {
+    /** Runs one round with the sticky assignor; the members remember what they got, and in which generation. */
+    static void round(Case c) {
         Map<String, List<TopicPartition>> r = sticky(c.partitions, c.members);
-        check("first", c.partitions, c.members, r);
-        for (Member m : c.members) {
-            m.owned = r.get(m.id);
-            m.generation = 1;
-            ConsumerGroupMetadata md = new ConsumerGroupMetadata("g", 1, m.id, Optional.ofNullable(m.instance));
-            m.sticky.onAssignment(new Assignment(m.owned), md);
-            m.coop.onAssignment(new Assignment(m.owned), md);
+        check("round", c.partitions, c.members, r);
+        c.generation++;
+        for (Member m : c.members) { m.owned = r.get(m.id); remember(m, c.generation); }
+    }
+
+    static void remember(Member m, int generation) {
+        m.generation = generation;
+        ConsumerGroupMetadata md = new ConsumerGroupMetadata("g", generation, m.id, Optional.ofNullable(m.instance));
+        m.sticky.onAssignment(new Assignment(m.owned), md);
+        m.coop.onAssignment(new Assignment(m.owned), md);
+    }
+
+    /** Some members of the latest generation claim a few partitions of others, too. */
+    static void contest(Case c) {
+        List<Member> ms = new ArrayList<>();
+        List<TopicPartition> tps = new ArrayList<>();
+        for (Member m : c.members) if (m.generation == c.generation) { ms.add(m); tps.addAll(m.owned); }
+        if (ms.size() < 2 || tps.isEmpty()) return;
+        for (int i = 1 + below(3); i > 0; i--) {
+            Member m = pick(ms);
+            TopicPartition tp = pick(tps);
+            if (m.owned.contains(tp)) continue;
+            m.owned = new ArrayList<>(m.owned);
+            m.owned.add(tp);
+            remember(m, c.generation);
+            c.contested = true;
         }
     }
 
     // ---- output
     static String q(String s) { return s == null ? "null" : '"' + s + '"'; }
+    /** {"topic":[0,2],...}, topics and partitions in the order in which they first come. */
     static String tps(List<TopicPartition> l) {
-        StringJoiner j = new StringJoiner(",", "[", "]");
-        for (TopicPartition tp : l) j.add("[" + q(tp.topic()) + "," + tp.partition() + "]");
+        Map<String, StringJoiner> byTopic = new LinkedHashMap<>();
+        for (TopicPartition tp : l) byTopic.computeIfAbsent(tp.topic(), t -> new StringJoiner(",", "[", "]")).add("" + tp.partition());
+        StringJoiner j = new StringJoiner(",", "{", "}");
+        byTopic.forEach((t, n) -> j.add(q(t) + ":" + n));
         return j.toString();
     }
     static String full(List<Member> ms, Map<String, List<TopicPartition>> r) {
         StringJoiner j = new StringJoiner(",", "{", "}");
         for (Member m : ms) j.add(q(m.id) + ":" + tps(r.get(m.id)));
         return j.toString();
-    }
-    static String loads(Case c, Map<String, List<TopicPartition>> r) {
-        StringJoiner j = new StringJoiner(",", "{", "}");
-        for (Member m : c.members) j.add(q(m.id) + ":" + r.get(m.id).size());
-        return "{\"loads\":" + j + ",\"moves\":" + moves(c.partitions, c.members, r) + "}";
     }
 
     /** Kafka's own promise: who has 2 or more fewer than another cannot get any of the other's partitions. */
@@ -289,18 +297,19 @@ public class KafkaAssignors {
         return false;
     }
 
-    static int loadsDiffer = 0;
+    static int differ = 0;
     static String emit(Case c) {
         Map<String, List<TopicPartition>> range = stateless(new RangeAssignor(), c.partitions, c.members);
         Map<String, List<TopicPartition>> rr = stateless(new RoundRobinAssignor(), c.partitions, c.members);
         Map<String, List<TopicPartition>> st = sticky(c.partitions, c.members);
-        Map<String, List<TopicPartition>> co = cooperative(c.partitions, c.members);
+        Map<String, List<TopicPartition>> co = c.contested ? st : cooperative(c.partitions, c.members);
         check("range", c.partitions, c.members, range);
         check("roundrobin", c.partitions, c.members, rr);
         check("sticky", c.partitions, c.members, st);
         check("cooperative-sticky", c.partitions, c.members, co);
         if (improvable(c, st) || improvable(c, co)) System.out.println("case " + emitted + " a single move would balance better: sticky " + improvable(c, st) + ", cooperative " + improvable(c, co));
-        if (!loads(c, st).equals(loads(c, co))) loadsDiffer++;
+        boolean same = stableSoFar(c.members, st, co);
+        if (!same) differ++;
         StringJoiner pj = new StringJoiner(",", "{", "}"), mj = new StringJoiner(",", "[", "]");
         c.partitions.forEach((t, n) -> pj.add(q(t) + ":" + n));
         for (Member m : c.members) {
@@ -309,28 +318,29 @@ public class KafkaAssignors {
             mj.add("{\"id\":" + q(m.id) + ",\"instance\":" + q(m.instance) + ",\"topics\":" + tj + ",\"owned\":" + tps(m.owned) + "}");
         }
         return "{\"partitions\":" + pj + ",\"members\":" + mj + ",\"range\":" + full(c.members, range) + ",\"roundrobin\":" + full(c.members, rr)
-            + ",\"sticky\":" + loads(c, st) + ",\"cooperative-sticky\":" + loads(c, co) + "}";
+            + ",\"sticky\":" + full(c.members, st) + (same ? "" : ",\"cooperative-sticky\":" + full(c.members, co)) + "}";
     }
 
     public static void main(String[] args) throws Exception {
         if (args[0].equals("probe")) { Probe.main(); return; }
-        rnd = new Random(SEED);
+        int cases = args.length > 1 ? Integer.parseInt(args[1]) : 300;
+        rnd = new Random(args.length > 2 ? Long.parseLong(args[2]) : SEED);
         List<String> out = new ArrayList<>();
-        for (int i = 0; i < 400; i++) {
-            boolean second = i >= 150, equal = i % 2 == 0, inst = i % 3 == 0;
-            boolean big = i == 40 || i == 91 || i == 200 || i == 251 || i == 302 || i == 353;
+        for (int i = 0; i < cases; i++) {
+            boolean later = i % 8 >= 3, equal = i % 2 == 0, inst = i % 3 == 0, big = i % 67 == 66;
             Case c;
             do {
-                c = big ? generate(equal, inst, 25 + below(16), 20 + below(11), 4)
+                c = big ? generate(equal, inst, 25 + below(16), 10 + below(6), 4)
                         : generate(equal, inst, 1 + below(chance(0.2) ? 12 : 5), (equal ? 1 : 2) + below(chance(0.7) ? 3 : equal ? 8 : 7), chance(0.12) ? 20 : chance(0.5) ? 7 : 10);
-                if (second) { firstRound(c); change(c, big); }
-            } while (!wanted(c, second));
+                for (int n = later ? 1 + below(3) : 0; n > 0; n--) { round(c); change(c, big); }
+                if (later && (i % 16 == 5 || i % 16 == 12)) contest(c);
+            } while (!wanted(c, later));
             out.add(emit(c)); emitted++;
         }
         Files.write(Paths.get(args[0]), ("[" + String.join(",\n", out) + "]\n").getBytes(StandardCharsets.UTF_8));
         System.out.println("cases " + out.size() + "; changes leave/join/subscribe/partitions/deleted " + Arrays.toString(changeCounts)
             + "; cooperative: most changing rounds " + maxCoopRounds + ", two rounds in " + coopTwo + ", more in " + coopMore
-            + "; sticky and cooperative differ in loads or moves in " + loadsDiffer);
+            + "; sticky and cooperative differ in " + differ);
     }
 
     // ---- questions, not part of the golden data
