@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
-from streamlog._client.inputs import check_timeout, checked_offsets, listed, milliseconds, topic_partition
+from streamlog._client.inputs import check_timeout, checked_offsets, compiled, listed, milliseconds, topic_partition
 from streamlog._client.meter import ConsumerMeter
 from streamlog._client.offsets import NOT_A_MEMBER, processed, under_topic_ids
 from streamlog._client.share import Share
@@ -202,7 +202,7 @@ class Consumer:
         for topic in wanted:
             self._metadata.topic(topic)
         if pattern is not None:
-            pattern = _compiled(pattern)
+            pattern = compiled(pattern)
         if listener is not None and not any(callable(getattr(listener, event, None)) for event in _EVENTS):
             raise ConfigurationError(f"listener={listener!r}: an object with any of {', '.join(_EVENTS)} is wanted; each takes a list of partitions")
         self._subscribed, self._pattern, self._listener = wanted, pattern, listener
@@ -775,17 +775,6 @@ class Consumer:
             self._closed_reason = self._closed_reason or "close() was called"
             self._chunk, self._chunk_left = [], iter(())
             self._busy = False
-
-
-def _compiled(pattern: Any) -> Any:
-    import re
-
-    try:
-        compiled = re.compile(pattern)
-        compiled.fullmatch("")
-    except (re.error, TypeError) as error:
-        raise ConfigurationError(f"pattern={pattern!r}: a regular expression of str is wanted: {error}") from None
-    return compiled
 
 
 _consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()

@@ -21,7 +21,7 @@ StreamlogError
 │     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError  OffsetMetadataTooLargeError
 │     OutOfOrderSequenceError
 ├── StorageError(OSError)               reopen and recover; the file is named
-│     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError
+│     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError  ResourceLimitError
 └── UnknownTopicOrPartitionError(LookupError)  TopicAlreadyExistsError  GroupIdNotFoundError(LookupError)  NonEmptyGroupError
       TransactionalIdNotFoundError(LookupError)
 """
@@ -217,6 +217,10 @@ class StorageError(StreamlogError, OSError):
 
 class DiskFailedError(StorageError):
     """A write or sync failed.  The partition refuses writes until it is opened again and recovered."""
+
+
+class ResourceLimitError(StorageError):
+    """This process may not have more open files, or larger ones (RLIMIT_NOFILE, RLIMIT_FSIZE).  The disk is fine, and others go on."""
 
 
 class CorruptRecordError(StorageError):

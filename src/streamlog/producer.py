@@ -463,8 +463,9 @@ class Producer(Accumulator):
 
     def metrics(self) -> ProducerMetrics:
         """What this producer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
-        used = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
-        return self._meter.metrics(self.config.buffer_memory, used, self._waiting)
+        active = list(self._active)
+        used = sum(batch.memory for lane in active for batch in list(lane.queue))
+        return self._meter.metrics(self.config.buffer_memory, used, self._waiting, sum(lane.retries for lane in active))
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is left, also what callbacks send meanwhile, then close.

@@ -146,3 +146,15 @@ def _checked_offset(given: Any) -> OffsetAndMetadata:
     if size > MAX_OFFSET_METADATA:
         raise OffsetMetadataTooLargeError(f"{size} bytes of metadata; an offset takes at most {MAX_OFFSET_METADATA}")
     return found
+
+
+def compiled(pattern: Any) -> Any:
+    """A regular expression of topics' names.  Raises ConfigurationError."""
+    import re
+
+    try:
+        compiled = re.compile(pattern)
+        compiled.fullmatch("")
+    except (re.error, TypeError) as error:
+        raise ConfigurationError(f"pattern={pattern!r}: must be a regular expression of str: {error}") from None
+    return compiled

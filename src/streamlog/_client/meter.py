@@ -134,7 +134,7 @@ class ProducerMeter(Meter):
         if queued > self.longest:
             self.longest = queued
 
-    def metrics(self, buffer_memory: int, used: int, waiting: int) -> ProducerMetrics:
+    def metrics(self, buffer_memory: int, used: int, waiting: int, retrying: int) -> ProducerMetrics:
         """The figures at this moment."""
         from streamlog.metrics import ProducerMetrics  # here: dataclasses cost 6 ms
 
@@ -153,7 +153,7 @@ class ProducerMeter(Meter):
             record_queue_time_avg=recent["queue_time"] / batches * 1000,
             record_queue_time_max=recent["longest"] * 1000,
             record_error_total=self.errors,
-            record_retry_total=self.retries,
+            record_retry_total=self.retries + retrying,
             buffer_total_bytes=buffer_memory,
             buffer_available_bytes=max(0, buffer_memory - used),
             buffer_exhausted_total=self.exhausted,

@@ -62,7 +62,7 @@ from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSyste
 from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
-from streamlog.errors import DiskFailedError, StorageError, StorageFullError, UnknownTopicOrPartitionError
+from streamlog.errors import DiskFailedError, ResourceLimitError, StorageError, StorageFullError, UnknownTopicOrPartitionError
 
 _FLAG = 2 * BELL + 1
 _OFFSET_SPAN = 2**31 - 1
@@ -692,6 +692,9 @@ class PartitionLog(Log):
         words[SYNCING] = self.token  # stays up where a signal handler breaks the sync off: nobody has seen its outcome
         try:
             self._sync_files()
+        except ResourceLimitError:
+            words[SYNCING] = 0  # it has not begun: nothing failed but this process
+            raise
         except OSError as error:
             self._may_recover_failure = False  # who sees it stops (H30)
             words[FAILED] = 1

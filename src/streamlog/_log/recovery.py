@@ -336,10 +336,13 @@ def _adopted(log: PartitionLog, bases: list[int], hwm: int) -> tuple[int | None,
             raise ValueError(f"the log ends at {end}, below {hwm}")
     except (ValueError, CorruptRecordError, fmt.UnknownVersionError):
         return _first_bad(log, bases), 0, max(hwm, _last_sound(log, bases, bases[-1])), True
-    for at, batch in view.batches(position, end, _EVERYTHING, view.size):
+    while not view.is_blank(position):
+        at, batch = next(view.batches(position, end, _EVERYTHING, view.size), (position, None))
+        if batch is None:
+            break
         end, position = batch.next_offset, at + batch.length
         transactional = transactional or bool(batch.attributes & fmt.TRANSACTIONAL)
-    if view.is_blank(position):
+    else:
         return None, position, end, transactional
     beyond = _last_sound(log, bases, end)
     return (None, position, end, transactional) if beyond == end else (end, 0, beyond, True)

@@ -18,7 +18,7 @@ from streamlog._format import names
 from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
 from streamlog._os import files, process
 from streamlog._os.files import O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, PAGE, FileSystem
-from streamlog.errors import CorruptRecordError, StorageError, UnsupportedFormatError
+from streamlog.errors import CorruptRecordError, StorageError, StorageFullError, UnsupportedFormatError
 
 FIRST_AHEAD, LAST_AHEAD = 64 << 10, 4 << 20  # bytes brought in at a time: doubles as long as reading goes on
 FIRST_STEP, LAST_STEP = 64 << 10, 16 << 20  # reserved space grows by doubling, between these (H11)
@@ -107,18 +107,10 @@ class SegmentView:
         self._ahead = FIRST_AHEAD
 
     def _map_file(self, fd: int) -> None:
-        while True:
-            found = self._fs.fstat(fd)
-            size, inode = found.st_size, found.st_ino
-            try:
-                mapping = self._fs.map(fd, size, self.path)
-                break
-            except ValueError:
-                if self._fs.fstat(fd).st_size == size:
-                    raise
-                continue  # it was sealed, and cut to its end, between the two
-        view = memoryview(mapping)
-        self._map, self._view, self.size, self.inode = mapping, view, size, inode  # together, whatever a signal handler raises
+        found = self._fs.fstat(fd)
+        mapping = self._fs.map(fd, found.st_size, self.path)
+        # together, whatever a signal handler raises.  It may be sealed, and cut to its end, meanwhile: no byte is touched that was not brought in
+        self._map, self._view, self.size, self.inode = mapping, mapping.view, found.st_size, found.st_ino
 
     def grow(self) -> None:
         """Map what the file has become.  Raises FileNotFoundError where another file has the name by now."""
@@ -143,7 +135,7 @@ class SegmentView:
         for until in (ahead, end):
             try:
                 files.populate(self._map, self.checked, until, self._read, self.path)
-            except StorageError:
+            except (StorageError, StorageFullError):
                 if until == end:
                     raise
                 continue  # a sealed segment was cut to its end meanwhile: what is asked for is still there
@@ -175,11 +167,7 @@ class SegmentView:
 
     def is_blank(self, position: int) -> bool:
         """Whether nothing was ever written at `position`: the file ends there, or its space is reserved only."""
-        end = min(position + fmt.BATCH_HEADER_SIZE, self.size)
-        if end <= position:
-            return True
-        self.bring_in(position, end, end)
-        return not any(self._view[position:end])
+        return not any(self._read(fmt.BATCH_HEADER_SIZE, position))  # (a page that is mapped is made first where nothing was written)
 
     def _file_size(self) -> int:
         return self._fs.stat(self.path).st_size

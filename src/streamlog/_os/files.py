@@ -18,12 +18,13 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 else:
     Protocol = object
 
-from streamlog.errors import DiskFailedError, StorageError, StorageFullError, UnsupportedFileSystemError
+from streamlog._os.memory import FileMap
+from streamlog.errors import DiskFailedError, ResourceLimitError, StorageError, StorageFullError, UnsupportedFileSystemError
 
 if sys.platform == "win32":
     raise ImportError("streamlog needs POSIX byte-range locks and shared mappings, which Windows lacks; use WSL 2")
@@ -37,6 +38,7 @@ _held_pwrite = _libc.pwrite
 _held_pwrite.restype = ctypes.c_ssize_t
 _libc_unlocked = ctypes.CDLL(None, use_errno=True)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_OWN_LIMITS = {errno.EMFILE: "NOFILE", errno.ENFILE: "NOFILE", errno.EFBIG: "FSIZE"}
 _NOFOLLOW_CLOEXEC = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -44,7 +46,9 @@ def storage_error(error: OSError, path: str, what: str) -> Exception:
     """Our error for the kernel's: `what` was tried with `path`."""
     if error.errno in _NO_SPACE:
         return StorageFullError(f"{what} {path}: no space left on the device; free some and go on")
-    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+    if error.errno in _OWN_LIMITS:
+        return ResourceLimitError(f"{what} {path}: {error.strerror}: a limit of this process (RLIMIT_{_OWN_LIMITS[error.errno]}); raise it and go on")
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
         return StorageError(f"{what} {path}: {error.strerror}")
     if error.errno in (errno.EACCES, errno.EPERM):
         made: OSError = PermissionError(error.errno, f"{what}: permission denied", path)
@@ -123,7 +127,7 @@ class FileSystem(Protocol):
         """Stat by descriptor."""
         raise NotImplementedError
 
-    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
+    def map(self, fd: int, size: int, path: str) -> FileMap:
         """Map the first `size` bytes, shared and read-only; `size` must not be beyond the file's end."""
         raise NotImplementedError
 
@@ -136,15 +140,63 @@ class FileSystem(Protocol):
         raise NotImplementedError
 
 
+def _opened_or_made(path: str, flags: int, mode: int) -> int:
+    """Open a file, or make it so that all who use its directory can use it."""
+    if not flags & O_EXCL:
+        try:
+            return os.open(path, flags & ~O_CREAT)
+        except FileNotFoundError:
+            pass
+    fd = os.open(path, flags, mode)
+    try:
+        made_like_its_directory(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def made_like_its_directory(path: str, fd: int | None = None) -> None:
+    """Give a file or a directory that was just made to those who have the directory that it is in (H26).
+
+    What root makes takes the owner of the directory, so that `sudo` locks nobody out.  Where a group, or everybody, may write to the directory, they
+    may to the file, whatever the umask of the process that made it.
+    """
+    parent, made = os.stat(path.rpartition("/")[0] or "/"), os.stat(path if fd is None else fd, follow_symlinks=fd is not None)
+    target: int | str = path if fd is None else fd
+    is_directory_ = stat_module.S_ISDIR(made.st_mode)
+    wanted = made.st_mode
+    for bit in (stat_module.S_IWGRP, stat_module.S_IWOTH):
+        if parent.st_mode & bit:
+            wanted |= bit | bit << 1 | (bit >> 1 if is_directory_ else 0)
+    if os.geteuid() == 0 and (parent.st_uid, parent.st_gid) != (made.st_uid, made.st_gid):
+        os.chown(target, parent.st_uid, parent.st_gid)
+    elif parent.st_mode & stat_module.S_IWGRP and parent.st_gid != made.st_gid:
+        try:
+            os.chown(target, -1, parent.st_gid)
+        except PermissionError:
+            pass  # not a group of ours: whoever made the directory has set it up otherwise
+    if wanted != made.st_mode:
+        os.chmod(target, stat_module.S_IMODE(wanted))
+
+
+on_exhausted: list[Callable[[], bool]] = []
+"""Called where this process has no descriptor left: each lets go of some that it can open again, and says whether it did."""
+
+
 class LocalFileSystem(FileSystem):
     """The kernel's own."""
 
     def open(self, path: str, flags: int, mode: int = 0o666) -> int:
         try:
+            if flags & O_CREAT:
+                return _opened_or_made(path, flags | _NOFOLLOW_CLOEXEC, mode)
             return os.open(path, flags | _NOFOLLOW_CLOEXEC, mode)
         except (FileNotFoundError, FileExistsError, PermissionError):
             raise
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE) and any(let_go() for let_go in on_exhausted):
+                return self.open(path, flags, mode)
             raise storage_error(error, path, "open") from error
 
     def close(self, fd: int) -> None:
@@ -219,6 +271,7 @@ class LocalFileSystem(FileSystem):
 
     def mkdir(self, path: str) -> None:
         self._named(os.mkdir, path)
+        made_like_its_directory(path)
 
     def rmdir(self, path: str) -> None:
         self._named(os.rmdir, path)
@@ -240,9 +293,9 @@ class LocalFileSystem(FileSystem):
     def fstat(self, fd: int) -> os.stat_result:
         return os.fstat(fd)
 
-    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
+    def map(self, fd: int, size: int, path: str) -> FileMap:
         try:
-            return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            return FileMap(fd, size)
         except OSError as error:
             raise storage_error(error, path, "map") from error
 
@@ -435,6 +488,14 @@ def file_system_name(path: str) -> tuple[str, bool]:
     return _NETWORK_MAGIC.get(magic, f"unknown (magic {magic:#x})"), False
 
 
+def descriptor_limit() -> int:
+    """Files that this process may have open at one time."""
+    import resource  # here: not on every system
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
+
+
 def memory_directory() -> str:
     """A directory of this user's on tmpfs where there is one, else below the temporary directory; made if missing."""
     shared = "/dev/shm"  # noqa: S108  (the name that the C library uses)
@@ -465,18 +526,18 @@ def check_file_system(path: str) -> None:
 
 # ---- reading mapped files: every page is brought in by a call that can fail before it is touched (H3) ----------------
 
-_MADV_POPULATE_READ = 22  # Linux 5.14
 
-
-def populate(mapping: mmap.mmap, start: int, end: int, fd_read: object, path: str) -> None:
+def populate(mapping: FileMap, start: int, end: int, read: Callable[[int, int], bytes], path: str) -> None:
     """Bring pages [start, end) of a mapping in, so that a bad block is an error here and no SIGBUS later.
 
-    `fd_read(size, position)` reads the file where the kernel has no MADV_POPULATE_READ.
+    `read(size, position)` reads the file, where the kernel has no call for it, or to find out why it failed: a full tmpfs has no room for
+    pages that were never written, though the file can be read.
     """
     begin = start & -PAGE
     try:
-        mapping.madvise(_MADV_POPULATE_READ, begin, end - begin)
+        if not mapping.populate(begin, end):
+            read(end - begin, begin)
     except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise storage_error(error, path, "read") from error
-        fd_read(end - begin, begin)  # type: ignore[operator]
+        if error.errno == errno.EFAULT and len(read(end - begin, begin)) == end - begin:
+            raise StorageFullError(f"read {path}: no space left on the device for pages of it; free some and go on") from error
+        raise storage_error(error, path, "read") from error

@@ -6,26 +6,16 @@ zeroes a word before it fills it).  State files are written out, not sparse, bef
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
-import weakref
 from _thread import get_ident
 
 from streamlog._os import process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_EXCL, O_RDWR, PAGE, FileSystem
+from streamlog._os.memory import mapped
 
 STRONG_ORDER = os.uname().machine in ("x86_64", "AMD64", "i686", "i386")
 """Whether a store is seen before every later store, as on x86; elsewhere a publisher passes a barrier first (H2)."""
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap, _munmap = _libc.mmap, _libc.munmap  # `mmap.mmap` keeps a descriptor for each mapping: 1,000 topics would need 1,000 (H11)
-_mmap.restype, _munmap.restype = ctypes.c_void_p, ctypes.c_int
-_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_FAILED = ctypes.c_void_p(-1).value
 
 
 class Page:
@@ -38,12 +28,7 @@ class Page:
 
     def __init__(self, fd: int, size: int) -> None:
         self.size = size
-        self.address = _mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
-        if self.address in (None, _FAILED):
-            raise OSError(ctypes.get_errno(), "mmap failed")
-        memory = (ctypes.c_char * size).from_address(self.address)
-        weakref.finalize(memory, _munmap, self.address, size).atexit = False  # when the last view is gone; threads may read on at exit
-        self.map = memoryview(memory).cast("B")
+        self.address, self.map = mapped(fd, size, writable=True)
         self.words, self.halves = self.map.cast("Q"), self.map.cast("I")
 
 

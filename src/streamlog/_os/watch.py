@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set
 
+from streamlog._os.files import storage_error
+
 OUT_OF_SIGHT = 0  # stands for processes of other pid namespaces: a pid of theirs may be anybody's here
 PROBE = 0.025  # seconds between looks where nothing can be heard
 _MOST = 64  # processes watched by descriptor; beyond, their locks are probed
@@ -26,7 +28,10 @@ class Watch:
         self._poll = select.poll()
         self._fds: dict[int, int] = {}  # pidfd by pid
         self._ended: set[int] = set()  # heard of, and still asked for: the caller has more to do
-        self._wake_read, self._wake_write = os.pipe()
+        try:
+            self._wake_read, self._wake_write = os.pipe()
+        except OSError as error:
+            raise storage_error(error, "a pipe", "open") from error
         os.set_blocking(self._wake_write, False)
         self._poll.register(self._wake_read, select.POLLIN)
         self._lock = allocate_lock()  # nobody writes to a descriptor that is another's by now

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamlog._replica.replicated import ReplicatedLog
 
 from streamlog._format import names
+from streamlog._log import open_files
 from streamlog._log import partition as partition_log
 from streamlog._log.log import Log
 from streamlog._log.partition import PartitionLog
@@ -57,8 +58,7 @@ _CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _AGREED, _PROCESSES = 8, 9, 1
 _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
 _STATE_BYTES = 4 * files.PAGE
 _MAX_PROCESSES = _STATE_BYTES // 8 - _PROCESSES
-_OPEN_LOGS = 80  # up to three descriptors each (H11)
-_OPEN_SOURCES = 48  # a descriptor each
+_OPEN_SOURCES = 48  # leaders' files that are mapped for followers
 _TICK = 1.0  # seconds between looks whether our files are still those under their names
 _NOTICE = 3.0  # seconds in which others notice that a broker's directory is not there any more
 _SAVE = 5.0  # seconds between checkpoints (Kafka's replica.high.watermark.checkpoint.interval.ms)
@@ -98,7 +98,6 @@ class Home:
         self.closed = ""
         self._lock = RLock()
         self._topics: dict[bytes, TopicFiles] = {}
-        self._open_logs: dict[PartitionLog, None] = {}
         self._sources: dict[tuple[ReplicatedLog, int], None] = {}
         self.cluster_id = ""
         self.description = Description("", {}, {})
@@ -573,7 +572,7 @@ class Home:
             if found is not None:
                 for log in found.logs.values():
                     for replica in log.used_replicas().values():
-                        self._open_logs.pop(replica, None)
+                        open_files.closed(replica)
                     log.release_files()
                 for key in [key for key in list(self._sources) if key[0].topic_id == topic_id]:
                     self._sources.pop(key, None)
@@ -590,16 +589,6 @@ class Home:
         for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
             if topic_id != metadata_log.TOPIC_ID:
                 self.release_topic(topic_id)
-
-    def opened(self, log: PartitionLog) -> None:
-        """A log has opened its files: beyond `_OPEN_LOGS` the one that did so longest ago closes its own (H11)."""
-        self._open_logs.pop(log, None)
-        self._open_logs[log] = None
-        if len(self._open_logs) > _OPEN_LOGS:
-            for oldest in list(self._open_logs)[:-1]:
-                if oldest.release_files():
-                    self._open_logs.pop(oldest, None)
-                    return
 
     def all_logs(self) -> Iterator[PartitionLog | ReplicatedLog]:
         """The logs that this process has used."""
@@ -758,9 +747,10 @@ class Home:
             self.quorum.close()
         for found in self._topics.values():
             for log in found.logs.values():
+                for replica in log.used_replicas().values():
+                    open_files.closed(replica)
                 log.close()
         self._topics.clear()
-        self._open_logs.clear()
         for lock_file in self._lock_files:
             lock_file.close()
         self._lock_files.clear()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from streamlog._replica.home import Home
 
 from streamlog._format import names
+from streamlog._log import open_files
 from streamlog._log.partition import PartitionLog
 
 
@@ -24,9 +25,7 @@ class HomeLog(PartitionLog):
 
     def _open_active(self, base_offset: int) -> None:
         super()._open_active(base_offset)
-        home = self._home()
-        if home is not None:
-            home.opened(self)
+        open_files.opened(self)
 
     def checkpointed_high_watermark(self) -> int:
         home = self._home()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import mmap
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 from streamlog._log import state
 from streamlog._log.state import Slot
 from streamlog._os.files import LOCAL, FileSystem, storage_error
+from streamlog._os.memory import FileMap
 
 Phase = str  # "before", "half" or "after"
 
@@ -216,7 +216,7 @@ class FaultyFileSystem(FileSystem):
         """No step."""
         return self.inner.fstat(fd)
 
-    def map(self, fd: int, size: int, path: str) -> mmap.mmap:
+    def map(self, fd: int, size: int, path: str) -> FileMap:
         """No step."""
         return self.inner.map(fd, size, path)
 
