@@ -126,7 +126,12 @@ class _Check:
     def _check_replicas(self, key: tuple[bytes, int]) -> None:
         """I16: the leader is in sync, and no in-sync replica lacks what is shown.  I17: below the high watermark replicas are equal."""
         topic, state = self._home.metadata.by_id.get(key[0]), self._home.metadata.partitions.get(key)
-        if topic is None or state is None or state.leader < 0:
+        if topic is None or state is None:
+            return
+        if state.leader < 0:
+            out = [broker for broker in state.replicas if broker not in self._home.controller.alive()]
+            path = self._home.directory(topic.name, key[1], state.replicas[0])
+            self._found("I16", path, f"{topic.name}-{key[1]} has no leader; of its replicas {list(state.replicas)} brokers {out} are out")
             return
         log = self._home.replicated(topic, key[1], self._timeout)
         path, end = log.on(state.leader).directory, log.high_watermark

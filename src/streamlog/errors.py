@@ -30,7 +30,12 @@ from __future__ import annotations
 
 
 class StreamlogError(Exception):
-    """The root of all errors raised by streamlog on purpose."""
+    """The root of all errors raised by streamlog on purpose.
+
+    Field: `broker`, the id of the broker whose directory the error is about, where there are several and that is known; else None.
+    """
+
+    broker: int | None = None
 
 
 class ConfigurationError(StreamlogError, ValueError):

@@ -234,9 +234,9 @@ class Sticky:
 
     __slots__ = ("_batch_size", "_bytes", "partition", "partitions")
 
-    def __init__(self, partitions: int, batch_size: int) -> None:
+    def __init__(self, partitions: Sequence[int], batch_size: int) -> None:
         self.partitions, self._batch_size, self._bytes = partitions, batch_size, 0
-        self.partition = random.randrange(partitions)
+        self.partition = random.choice(partitions)
 
     def batch_completed(self, size: int) -> None:
         """A batch of the partition takes no more records."""
@@ -246,7 +246,13 @@ class Sticky:
 
     def switch(self) -> None:
         """Go on with any partition: the same one again too, as in Kafka."""
-        self.partition, self._bytes = random.randrange(self.partitions), 0
+        self.partition, self._bytes = random.choice(self.partitions), 0
+
+    def restrict(self, partitions: Sequence[int]) -> None:
+        """From now on only these can be chosen: the others have no leader."""
+        self.partitions = partitions
+        if self.partition not in partitions:
+            self.switch()
 
 
 def resolved(option: str, value: Any) -> Partitioner | str:

@@ -235,7 +235,8 @@ class Producer(Accumulator):
             return None
         if self.config.partitioner_ignore_keys and isinstance(self._partitioner, HashPartitioner):
             key = None
-        chosen = self._partitioner.partition(target.metadata.name, key, value, target.partitions)
+        free = isinstance(self._partitioner, RoundRobinPartitioner) or (key is None and isinstance(self._partitioner, HashPartitioner))
+        chosen = self._partitioner.partition(target.metadata.name, key, value, target.available if free else target.partitions)
         try:
             return check_partition(target, index(chosen))
         except TypeError:
@@ -307,6 +308,7 @@ class Producer(Accumulator):
             return known
         if known is not None and known.metadata.topic_id == metadata.topic_id:
             made.take_over(known)
+        made.restrict(self._metadata)
         self._known_targets[name] = made
         return made
 
@@ -329,6 +331,8 @@ class Producer(Accumulator):
                     self._inside(self._install, self._make_target(now))
                 except UnsupportedCompressionError:
                     pass  # a codec that is not installed here: what is there goes on as it was
+            elif self._gives_way:
+                self._inside(target.restrict, self._metadata)
 
     def partitions_for(self, topic: str) -> list[int]:
         """Partition numbers of a topic."""

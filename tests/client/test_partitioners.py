@@ -98,7 +98,7 @@ def test_rows_keep_their_order_within_a_partition(log: streamlog.Cluster, read_a
 
 def test_sticky_stays_for_a_batch_and_less_than_two() -> None:
     """KIP-794: it switches once `batch_size` bytes went to the partition and the batch is complete."""
-    sticky = Sticky(50, 1000)
+    sticky = Sticky(range(50), 1000)
     stays: list[int] = []
     for _ in range(3000):
         before, sent = sticky.partition, 0

@@ -60,7 +60,7 @@ class Coordinator:
         deadline = monotonic() + timeout
         if self.file.load() is None:
             self.offsets.refresh(timeout)  # a long fold happens outside the lock
-        changed = starting_over(lambda: under(self.file.lock, left(deadline), self._change, function, deadline))
+        changed = starting_over(deadline, lambda: under(self.file.lock, left(deadline), self._change, function, deadline))
         self.offsets.keep_up(timeout)
         return changed
 

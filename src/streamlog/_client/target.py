@@ -6,6 +6,9 @@ import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamlog._replica.metadata import Metadata
     from streamlog.config import ProducerConfig
     from streamlog.producer import Producer
 
@@ -32,8 +35,8 @@ class Target:
     """One topic."""
 
     __slots__ = (
-        "__weakref__", "after_max_ms", "append_time", "before_max_ms", "codec", "count", "is_plain", "lanes", "level", "max_message_bytes",
-        "metadata", "partitions", "room", "stickiness", "sticky",
+        "__weakref__", "after_max_ms", "append_time", "available", "before_max_ms", "codec", "count", "is_plain", "lanes", "level",
+        "max_message_bytes", "metadata", "partitions", "room", "stickiness", "sticky",
     )  # fmt: skip
 
     def __init__(self, producer: Producer, metadata: TopicMetadata, logs: list[Log], closed: RecordBatch) -> None:
@@ -41,6 +44,7 @@ class Target:
         config = metadata.config
         self.metadata, self.count = metadata, metadata.partitions
         self.partitions = range(self.count)
+        self.available: Sequence[int] = self.partitions  # those that have a leader
         self.max_message_bytes = config.max_message_bytes
         self.append_time = config.message_timestamp_type == "LogAppendTime"
         self.before_max_ms, self.after_max_ms = config.message_timestamp_before_max_ms, config.message_timestamp_after_max_ms
@@ -49,7 +53,7 @@ class Target:
         bytes_left = self.max_message_bytes - BATCH_HEADER_SIZE - _HEADS
         self.room = max(0, min(producer.config.batch_size, bytes_left - bytes_left // 32))  # a 32nd: bitmaps of nulls
         self.lanes = [Lane(producer, self, log, closed) for log in logs]
-        self.stickiness = Sticky(self.count, producer.config.batch_size)
+        self.stickiness = Sticky(self.partitions, producer.config.batch_size)
         self.sticky: Lane = Nowhere(closed)
         if producer.config.partitioner == "sticky":
             self.sticky = self.lanes[self.stickiness.partition]
@@ -73,6 +77,18 @@ class Target:
         """The open batch of the sticky lane takes no more records.  Under the producer's lock."""
         self.stickiness.batch_completed(size)
         self.sticky = self.lanes[self.stickiness.partition]
+
+    def restrict(self, metadata: Metadata) -> None:
+        """Records without a key go to partitions that have a leader, where any has (as in Kafka).  Under the producer's lock."""
+        if not metadata.partitions:
+            return  # one broker leads all
+        topic_id = self.metadata.topic_id
+        states = ((number, metadata.partitions.get((topic_id, number))) for number in self.partitions)
+        available = [number for number, state in states if state is not None and state.leader >= 0] or self.partitions
+        self.available = available
+        if not isinstance(self.sticky, Nowhere):
+            self.stickiness.restrict(available)
+            self.sticky = self.lanes[self.stickiness.partition]
 
     def switch(self) -> None:
         """Records without a key go on elsewhere."""

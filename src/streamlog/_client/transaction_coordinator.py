@@ -75,7 +75,7 @@ class TransactionCoordinator:
         if log.log.high_watermark - log.version > SMALL_GAP:
             log.refresh(timeout)  # a long fold happens outside the lock
         lock = self._lock_of(transactional_id)
-        after = starting_over(lambda: under(lock, left(deadline), self._change, log, transactional_id, function, deadline))
+        after = starting_over(deadline, lambda: under(lock, left(deadline), self._change, log, transactional_id, function, deadline))
         log.keep_up(left(deadline))
         if after.synced and after.state in PREPARING:
             log.log.sync(left(deadline))  # nobody acts on it before (H29), and who repeats the call waits as well

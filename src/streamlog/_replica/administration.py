@@ -113,7 +113,7 @@ def spread_internal(home: Home, timeout: float) -> None:
             others = _least_loaded(home, loads, state.replicas)
             targets[key] = (*state.replicas, *others[: wanted - len(state.replicas)])
     if targets:
-        reassign(home, targets, None, timeout)
+        reassign(home, targets, None, timeout, waits_for_brokers=False)
 
 
 def load(home: Home) -> dict[int, int]:
@@ -180,9 +180,12 @@ def _forget(home: Home, broker: int, deadline: float) -> None:
 
 
 def reassign(
-    home: Home, targets: Mapping[Key, Sequence[int]], progress: Callable[[int, int], None] | None, timeout: float
+    home: Home, targets: Mapping[Key, Sequence[int]], progress: Callable[[int, int], None] | None, timeout: float, *,
+    waits_for_brokers: bool = True,
 ) -> None:  # fmt: skip
     """Move partitions to other replicas; the first of each is to lead.  What is under way already is only finished.
+
+    With `waits_for_brokers` a new replica's broker that goes out is waited for; without, its partition is left under way.
 
     `progress` is called with the records copied and the records in all, of replicas that are new, whenever that has changed.  Where it
     is cut short (an error, a time-out, a kill) what is under way goes on with the next call that names the partition; the old replicas
@@ -200,7 +203,8 @@ def reassign(
     while waiting:
         for key, log in list(waiting.items()):
             state = home.metadata.partitions.get(key)
-            if state is None or not state.target:
+            is_held_up = state is not None and not waits_for_brokers and not home.controller.alive().issuperset(state.target)
+            if state is None or not state.target or is_held_up:
                 del waiting[key]
                 continue
             if _advance(home, log, state, left(deadline)):

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
     R = TypeVar("R")
 
+from streamlog._os.clock import monotonic, sleep
 from streamlog.errors import NotLeaderOrFollowerError
+
+_PAUSE = 0.002  # seconds: others elect, too
 
 
 class NeedsControllerError(NotLeaderOrFollowerError):
@@ -20,10 +23,16 @@ class NeedsControllerError(NotLeaderOrFollowerError):
         self.settle = settle
 
 
-def starting_over(function: Callable[..., R], *args: Any) -> R:
-    """Call what takes locks and appends inside; where that needs the controller it lets go, has it act, and starts over."""
+def starting_over(deadline: float, function: Callable[..., R], *args: Any) -> R:
+    """Call what takes locks and appends inside; where that needs the controller it lets go, has it act, and starts over, until `deadline`.
+
+    Raises: NotLeaderOrFollowerError: the controller could not settle it until then, and what `function` raises.
+    """
     while True:
         try:
             return function(*args)
         except NeedsControllerError as need:
             need.settle()
+            if monotonic() >= deadline:
+                raise
+            sleep(_PAUSE)

@@ -17,9 +17,9 @@ from streamlog._format import names
 from streamlog._log import partition as partition_log
 from streamlog._log import segment
 from streamlog._os import files, process
-from streamlog._replica import checkpoints
+from streamlog._replica import blame, checkpoints
 from streamlog._replica.metadata import TOPIC_ID as METADATA_TOPIC_ID
-from streamlog.errors import StorageError
+from streamlog.errors import DiskFailedError, StorageError
 
 _OURS = (names.LOG, names.INDEX, names.TRANSACTION_INDEX, names.SNAPSHOT, names.TEMPORARY, names.LEADER_EPOCHS)
 
@@ -33,7 +33,19 @@ def identity(home: Home, directory: str) -> int:
 
 
 def make(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> None:
-    """Make the directory of a replica, empty.  What is there under its name is a leftover.  Under the metadata lock."""
+    """Make the directory of a replica, empty.  What is there under its name is a leftover.  Under the metadata lock.
+
+    Raises: DiskFailedError, StorageFullError: the broker's directory cannot be used.
+    """
+    try:
+        blame.on(broker, _make, home, name, topic_id, number, broker)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        failed = DiskFailedError(f"{home.brokers[broker].path}: a replica of {name}-{number} cannot be made: {error}")
+        failed.broker = broker
+        raise failed from None
+
+
+def _make(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> None:
     directory = home.directory(name, number, broker)
     if files.exists(directory):  # of a creation, a deletion or a move that was cut short
         remove(home, [take_away(home, directory)])

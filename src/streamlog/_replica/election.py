@@ -30,9 +30,9 @@ class PartitionState(NamedTuple):
     """Replicas that the partition is on its way to; empty: it stays."""
 
 
-def created(replicas: Sequence[int]) -> PartitionState:
-    """A new partition, with all its replicas in sync."""
-    return PartitionState(tuple(replicas), replicas[0], 1, tuple(sorted(replicas)))
+def created(replicas: Sequence[int], alive: Collection[int] | None = None) -> PartitionState:
+    """A new partition, with all its replicas in sync that are `alive` (None: all); the first of them is."""
+    return PartitionState(tuple(replicas), replicas[0], 1, tuple(sorted(broker for broker in replicas if alive is None or broker in alive)))
 
 
 def changed(state: PartitionState, floor: int = 0, **changes: object) -> PartitionState:

@@ -46,6 +46,7 @@ from streamlog.errors import (
     NotAClusterError,
     NotEnoughReplicasError,
     NotLeaderOrFollowerError,
+    ResourceLimitError,
     StorageError,
     StreamlogError,
     StreamlogTimeoutError,
@@ -165,7 +166,7 @@ class Home:
             try:
                 broker.open(self.cluster_id, self._identity())
             except (OSError, StreamlogError) as error:
-                if len(self.description.brokers) == 1:
+                if len(self.description.brokers) == 1 or isinstance(error, ResourceLimitError):
                     raise
                 unopened[number] = error
         if len(unopened) == len(self.description.brokers):
@@ -629,7 +630,10 @@ class Home:
         if self.is_replicated:
             if now >= self._next_save:
                 self._next_save = now + _SAVE
-                self._save_checkpoints(0.0)
+                try:
+                    self._save_checkpoints(0.0)
+                except (StreamlogError, OSError):
+                    pass  # derived, and another process may be at it: the next time
             self.fetcher.wake()
 
     def _die(self, reason: str) -> None:

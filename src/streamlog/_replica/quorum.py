@@ -35,7 +35,7 @@ from streamlog._log.state import DIRECTORY, EPOCH, FAILED, HWM
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic, sleep
 from streamlog._os.locks import under
-from streamlog._replica import leadership
+from streamlog._replica import blame, leadership
 from streamlog._replica.leadership import APPLYING, PLACE, STABLE, VERSION, epoch_of, leader_of
 from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import DiskFailedError, NotEnoughReplicasError, StorageFullError, StreamlogError, StreamlogTimeoutError
@@ -163,7 +163,8 @@ class Quorum(Replicas):
         if len(wanted) < self.majority:  # what failed may work again by now
             wanted = [broker for broker in self.voters() if out.get(broker) != "stopped"]
         answers = self._ask({broker: follow(broker) for broker in wanted}, deadline, self.majority)
-        if leader_of(place) in answers and isinstance(answers[leader_of(place)], Exception):
+        errors = {broker: answer for broker, answer in answers.items() if isinstance(answer, Exception)}
+        if leader_of(place) in errors or any(blame.owner_of(error) == leader_of(place) for error in errors.values()):
             raise _LeaderFailedError
         done = [broker for broker, answer in answers.items() if not isinstance(answer, Exception)]
         if len(done) < self.majority:
@@ -233,7 +234,8 @@ class Quorum(Replicas):
                 if self._hangs(broker):
                     self.failures[broker] = DiskFailedError(f"the disk of {_name(broker)} does not answer")
             elif isinstance(found[broker], _BROKEN):
-                self.failures[broker] = found[broker]
+                owner = blame.owner_of(found[broker])
+                self.failures[broker if owner is None else owner] = found[broker]
         return found
 
     def _hangs(self, broker: int) -> bool:

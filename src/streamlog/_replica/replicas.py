@@ -26,7 +26,7 @@ from streamlog._log.state import ALIGNED, BELL, DAMAGED, END, EPOCH, HWM, POSITI
 from streamlog._os import locks
 from streamlog._os.locks import LEADERSHIP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
-from streamlog._replica import leadership
+from streamlog._replica import blame, leadership
 from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, epoch_of, leader_of, members
 from streamlog.errors import CorruptRecordError
 
@@ -80,6 +80,10 @@ class Replicas(Log):
         if found is None:
             found = self._replicas[broker] = self._make_replica(broker)
         return found
+
+    def broker_of(self, replica: PartitionLog) -> int:
+        """The broker that a replica is on; -1: it is none of this partition's any more."""
+        return next((broker for broker, known in self._replicas.items() if known is replica), -1)
 
     # ---- as a log ------------------------------------------------------------------------------------------------------------
 
@@ -156,12 +160,13 @@ class Replicas(Log):
 
     def locked(self, replica: PartitionLog, timeout: float, function: Callable[..., Any], *args: Any) -> Any:
         """Call `function` under a replica's lock; what has to be folded first is folded without it."""
+        broker = self.broker_of(replica)
         while True:
             try:
-                found = under(replica.lock, timeout, function, replica, *args)
+                found = blame.on(broker, under, replica.lock, timeout, function, replica, *args)
                 break
             except BehindError as behind:
-                behind.fold(*behind.arguments)
+                blame.on(broker, behind.fold, *behind.arguments)
         if replica.producers.snapshot_is_due:
             replica.producers.take_snapshot()
         return found
@@ -250,7 +255,7 @@ class Replicas(Log):
         if batch is not None and batch.base_offset == start and batch.epoch == epoch_of(place):
             copies: list[Pending] = [Copy(batch)]
         else:
-            copies = self._read(broker, place, start, timeout)
+            copies = blame.on(leader_of(place), self._read, broker, place, start, timeout)
         if copies:
             self.locked(follower, timeout, self._copy, place, copies)
         return words[HWM] >= self.on(leader_of(place)).words[HWM]
@@ -299,7 +304,7 @@ class Replicas(Log):
     def _align(self, follower: PartitionLog, place: int, timeout: float) -> None:
         """Compare a follower's log with the leader's, epoch by epoch, and cut it where they differ (never at its high watermark)."""
         leader = self.lead(place, timeout)
-        follower.ensure_valid(timeout)
+        blame.on(self.broker_of(follower), follower.ensure_valid, timeout)
         known, end = leader.leader_epochs(), leader.words[HWM]
         self.locked(follower, timeout, self._compare, place, known, end)
 

@@ -31,8 +31,9 @@ from streamlog._log.state import ALIGNED, BOOT, DEAD, END, HWM, SYNCED
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
 from streamlog._os.locks import under
-from streamlog._replica import directories, leadership
+from streamlog._replica import blame, directories, leadership
 from streamlog._replica.again import NeedsControllerError
+from streamlog._replica.blame import BROKEN, DAMAGED
 from streamlog._replica.leadership import APPLYING, EPOCH_START, FORMER, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
 from streamlog._replica.replicas import MovedError, Replicas
 from streamlog.errors import (
@@ -43,17 +44,12 @@ from streamlog.errors import (
     NotLeaderOrFollowerError,
     OffsetOutOfRangeError,
     StorageError,
-    StorageFullError,
     StreamlogError,
     StreamlogTimeoutError,
     UnknownTopicOrPartitionError,
     UnsupportedFormatError,
 )
 
-BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
-"""What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
-DAMAGED = (CorruptRecordError, UnsupportedFormatError)
-"""What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
 _SHORT = 1.0  # seconds: for a lock under which no disk is touched
 
 
@@ -310,7 +306,8 @@ class ReplicatedLog(Replicas):
     def _call_for(self, error: Exception, broker: int, place: int, timeout: float) -> None:
         """A disk failed us, in `place`: the broker is out, or its replica is damaged; or the partition has moved, and one looks again."""
         timeout = max(timeout, 10.0)
-        owner = self._owner_of(f"{getattr(error, 'path', '')} {getattr(error, 'filename', '')} {error}", broker)
+        owner = blame.owner_of(error)
+        owner = broker if owner is None else owner
         if get_ident() not in locks.inside:
             self._home.refresh(timeout)
         if self.leadership[PLACE] != place or owner not in self.state.replicas:
@@ -325,10 +322,6 @@ class ReplicatedLog(Replicas):
             if isinstance(error, DAMAGED):
                 raise error
         self._call(lambda: self._controller.fail(owner, error, timeout))
-
-    def _owner_of(self, text: str, otherwise: int) -> int:
-        """The broker whose directory an error names."""
-        return next((number for number, broker in self._home.brokers.items() if f"{broker.path}/" in text), otherwise)
 
     def _is_there(self, batch: Pending, place: int, timeout: float) -> bool:
         """Whether a batch that was written under a former leader is in the log of the present one (KIP-101)."""
@@ -387,7 +380,7 @@ class ReplicatedLog(Replicas):
             place = self.place(timeout)
             try:
                 leader = self.lead(place, timeout)
-                leader.catch_up(timeout)
+                blame.on(leader_of(place), leader.catch_up, timeout)
                 if leader.words[HWM] <= self.leadership[HWM] or self.replicate(timeout):
                     return
                 if self.leadership[IN_SYNC].bit_count() < self.min_in_sync:
@@ -409,7 +402,8 @@ class ReplicatedLog(Replicas):
         try:
             if words[VERSION] == 0 or words[APPLYING]:
                 self.replicate(timeout)  # the first look since the boot: what is in all logs is shown
-            self.replica.ensure_valid(timeout)
+            replica = self.replica
+            blame.on(self.broker_of(replica), replica.ensure_valid, timeout)
         except MovedError:
             pass  # the next look finds who leads
         except NeedsControllerError:
@@ -421,10 +415,12 @@ class ReplicatedLog(Replicas):
 
     def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:
         """Reading `replica` failed: have another one lead, and this one repaired, where there is another one."""
-        if get_ident() in locks.inside:
-            return False
-        broker = next((broker for broker, known in self._replicas.items() if known is replica), -1)
+        broker = self.broker_of(replica)
         place = self.leadership[PLACE]
+        if get_ident() in locks.inside:
+            if broker == leader_of(place) and isinstance(error, (*BROKEN, *DAMAGED)):
+                raise NeedsControllerError(f"{self.name}: {error}", lambda: self.mend(replica, error, offset, max(timeout, 1.0)))
+            return False
         if broker != leader_of(place):
             return broker >= 0 and leader_of(place) >= 0
         if isinstance(error, DAMAGED) and not self._is_sound_elsewhere(broker, offset, timeout):
@@ -470,7 +466,7 @@ class ReplicatedLog(Replicas):
                     while replica.words[SYNCED] < end:
                         if replica.words[HWM] < end:
                             raise MovedError
-                        replica.sync(left(deadline))
+                        blame.on(broker, replica.sync, left(deadline))
             except BROKEN as error:
                 self._call_for(error, broker, place, timeout)
                 continue
@@ -504,7 +500,7 @@ class ReplicatedLog(Replicas):
         except MovedError:
             return False
         except DAMAGED as error:
-            if self._owner_of(error.path, broker) == broker:
+            if blame.owner_of(error) in (None, broker):
                 self.discard_from_damage(broker, error, timeout)
             else:
                 self._call_for(error, leader_of(place), place, timeout)

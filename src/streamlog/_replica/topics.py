@@ -4,11 +4,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 from streamlog._format import names
 from streamlog._os import files, process
-from streamlog._replica import directories
+from streamlog._replica import blame, directories
+from streamlog._replica.blame import BROKEN
 from streamlog._replica.election import assignment, change_record, created
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import Metadata, TopicMetadata
@@ -32,7 +34,7 @@ def create(
 ) -> None:
     """Create a topic.  Commit step: the synced metadata record.
 
-    Raises: TopicAlreadyExistsError, InvalidTopicError (collision), InvalidReplicationFactorError (more replicas than brokers that are online).
+    Raises: TopicAlreadyExistsError, InvalidTopicError (collision), InvalidReplicationFactorError (more replicas than brokers).
     """
     metadata = home.metadata
     if exist_ok and name in metadata.topics:
@@ -48,7 +50,7 @@ def create(
         made = _make_partitions(home, name, topic_id, range(partitions), replication_factor)
         return [["TopicRecord", name, topic_id, partitions, overrides], *made]
 
-    metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), 0, timeout))
+    _write(home, timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), 0, timeout))
 
 
 def create_internal(home: Home, name: str, partitions: int, timeout: float) -> None:
@@ -73,7 +75,20 @@ def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> 
         made = _make_partitions(home, name, topic_id, range(topic.partitions, total), factor)
         return [["PartitionsRecord", topic_id, total], *made]
 
-    metadata.write(timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), first[0], timeout))
+    _write(home, timeout, decide, lambda: _initialise(home, metadata.by_id.get(topic_id), first[0], timeout))
+
+
+def _write(home: Home, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None]) -> None:
+    """Write metadata for which directories are made; a broker whose directory cannot be used fails, and it is done without that one (H43)."""
+    while True:
+        try:
+            home.metadata.write(timeout, decide, act)
+            return
+        except BROKEN as error:
+            broker = blame.owner_of(error)
+            if not home.is_replicated or broker not in home.controller.alive():
+                raise
+            home.controller.fail(broker, error, timeout)
 
 
 def delete(home: Home, name: str, timeout: float) -> None:
@@ -153,14 +168,17 @@ def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, fac
         home.fs.sync_dir(home.brokers[0].path)
         return []
     alive = sorted(home.controller.alive())
+    out = sorted(set(home.metadata.brokers) - set(alive))
     if factor == AS_MANY_AS_THERE_ARE:
         factor = min(INTERNAL_REPLICAS, len(alive))
-    if factor > len(alive):
+    if factor > len(alive) + len(out) or not alive:
         raise InvalidReplicationFactorError(f"replication_factor={factor}: {len(alive)} of {len(home.brokers)} brokers are online")
-    found = assignment(numbers, factor, alive, len(home.metadata.partitions) - numbers.start)
+    found = assignment(numbers, min(factor, len(alive)), alive, len(home.metadata.partitions) - numbers.start)
+    found = [(*replicas, *out[: factor - len(replicas)]) for replicas in found]  # those that are out get theirs when they come back
     for number, replicas in zip(numbers, found):
         for broker in replicas:
-            directories.make(home, name, topic_id, number, broker)
+            if broker in alive:
+                directories.make(home, name, topic_id, number, broker)
     for broker in alive:
-        home.fs.sync_dir(home.brokers[broker].path)
-    return [change_record((topic_id, number), created(replicas)) for number, replicas in zip(numbers, found)]
+        blame.on(broker, home.fs.sync_dir, home.brokers[broker].path)
+    return [change_record((topic_id, number), created(replicas, alive)) for number, replicas in zip(numbers, found)]

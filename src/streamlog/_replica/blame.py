@@ -1,0 +1,34 @@
+"""Whose error it is: a disk that fails in a call is the disk of the broker that the call was about."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+from streamlog.errors import CorruptRecordError, DiskFailedError, StorageFullError, StreamlogError, UnsupportedFormatError
+
+BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
+"""What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
+DAMAGED = (CorruptRecordError, UnsupportedFormatError)
+"""What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
+
+
+def on(broker: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call what touches the directory of one broker alone; an error says so, unless it knows better."""
+    try:
+        return function(*args, **kwargs)
+    except (OSError, StreamlogError) as error:
+        if owner_of(error) is None:
+            error.broker = broker  # type: ignore[union-attr]
+        raise
+
+
+def owner_of(error: BaseException) -> int | None:
+    """The broker that an error is about; None: it does not say."""
+    found: int | None = getattr(error, "broker", None)
+    return found
