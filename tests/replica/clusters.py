@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import streamlog
 from streamlog import Cluster, testing
@@ -29,7 +30,7 @@ class Disks(FaultyFileSystem):
 
 
 @contextmanager
-def brokers(place: Path, count: int = 3, disks: Disks | None = None, **options: object) -> Iterator[Cluster]:
+def brokers(place: Path, count: int = 3, disks: Disks | None = None, **options: Any) -> Iterator[Cluster]:
     """An open cluster; afterwards every invariant holds of what is online."""
     with testing.open(place / "log", brokers=count, fs=disks or Disks(), **options) as cluster:
         yield cluster
