@@ -11,7 +11,7 @@ import pytest
 from streamlog._log import recovery
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
+PAGES = ("README.md", "docs/chaos.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
 BLOCKS = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the first run; the next ones count on from it")
     parser.add_argument("--directory", type=Path, default=None, help="where clusters are made (default: a temporary directory)")
     parser.add_argument("--workers", nargs="+", default=None, help="kinds of workers (default: all)")
+    parser.add_argument("--keep", action="store_true", help="keep the directories of runs that broke no rule, too")
     parser.add_argument("--calm", action="store_true", help="disturb nobody")
     asked = parser.parse_args(arguments)
     seed = random.randrange(2**31) if asked.seed is None else asked.seed
@@ -44,13 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
                 )  # fmt: skip
                 print(report, flush=True)
                 reports.append(report)
-                if report.ok:
+                if report.ok and not asked.keep:
                     shutil.rmtree(directory)
         seed += 1
-    return _summary(reports, base)
+    _summarize(reports)
+    if any(base.iterdir()):
+        print(f"histories, errors and clusters are in {base}")
+    else:
+        base.rmdir()
+    return 0 if all(report.ok for report in reports) else 1
 
 
-def _summary(reports: list[Report], base: Path) -> int:
+def _summarize(reports: list[Report]) -> None:
     print(f"\n{'seed':>12}{'brokers':>9}{'kills':>7}{'stops':>7}{'outages':>9}{'acknowledged':>14}{'committed':>11}{'violations':>12}")
     for report in reports:
         counts = report.counts
@@ -58,11 +64,6 @@ def _summary(reports: list[Report], base: Path) -> int:
             f"{report.seed:>12}{report.brokers:>9}{counts['kills']:>7}{counts['stops']:>7}{counts['outages']:>9}"
             f"{counts['records acknowledged']:>14,}{counts['transactions committed']:>11,}{len(report.violations):>12}"
         )
-    if all(report.ok for report in reports):
-        shutil.rmtree(base)
-        return 0
-    print(f"what was found is in {base}")
-    return 1
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ class Nemesis:
         faulty = [process for _, process in sorted(self._processes.current.items()) if process.task.kind == "faulty" and process.is_there]
         if faulty and self._may_fail():
             process, what = self._rng.choice(faulty), self._rng.choice(("EIO", "ENOSPC"))
-            broker = self._rng.randrange(self._processes.brokers) if self._processes.brokers > 1 else None
+            broker: int | None = self._rng.randrange(self._processes.brokers)
+            if self._processes.brokers == 1 and self._rng.random() < 0.3:
+                broker = None  # the disk of the only broker is that of the cluster's own files, too
             self._begin(Outage(what, broker, time.monotonic() + self._rng.uniform(0.2, 1.5), process))
             process.tell(fail=what, broker=broker)
 

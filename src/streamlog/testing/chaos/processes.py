@@ -38,7 +38,7 @@ class Process:
         try:
             self.popen.stdin.write(json.dumps(told).encode() + b"\n")
             self.popen.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):
             pass  # it is gone
 
 
@@ -160,7 +160,7 @@ class Processes:
         if process.popen.stdin is not None:
             try:
                 process.popen.stdin.close()
-            except BrokenPipeError:
+            except (BrokenPipeError, ValueError):
                 pass
         self._note("exited", process, code=code, expected=process.expected)
 

@@ -283,10 +283,14 @@ def _overlap(intervals: list[tuple[float, float]], began: float, ended: float) -
 
 def nobody_crashes(evidence: Evidence) -> Iterator[str]:
     """No call raises what is not the library's own error, and no process dies of a signal that the parent did not send."""
+    crashes: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for history in evidence.workers:
         for event in history.events:
             if event["event"] == "crash":
-                yield f"{history.name}: {event['text'][-1500:]}"
+                trace = event["text"].rstrip()
+                crashes[trace.rpartition("\n")[2]].append((history.name, trace))
+    for error, found in crashes.items():
+        yield f"{error}: {some(name for name, _ in found)}\n{found[0][1][-1500:]}"
     for event in evidence.nemesis:
         if event["event"] == "exited" and event["code"] < 0 and not event["expected"]:
             yield f"{event['worker']}.{event['life']} died of signal {-event['code']}, which nobody sent"
@@ -340,8 +344,9 @@ def the_check_is_clean(evidence: Evidence) -> Iterator[str]:
     """`streamlog.check` finds nothing, during the run and at its end; a repair finds nothing to repair."""
     for invariant, found in groupby(sorted(map(list, evidence.final.findings)), key=lambda finding: finding[0]):
         yield f"at the end, {invariant}: {some([f'{path}: {message}' for _, path, message in found])}"
+    faults = list(_faults(evidence))
     for event in evidence.of("checked"):
-        if event["findings"]:
+        if event["findings"] and not _is_excused(faults, event["at"], None):  # what is away is missing
             yield f"during the run: {some(event['findings'])}"
     for event in evidence.of("repaired"):
         if event["replicas"]:
