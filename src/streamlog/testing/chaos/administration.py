@@ -26,6 +26,7 @@ class Administrator(Worker):
         ]  # fmt: skip
         if self.task.brokers > 1:
             acts += [self.stop_broker, self.start_brokers, self.start_brokers, self.start_brokers, self.elect_leaders, self.repair]
+        acts = [act for act in acts if act.__name__ not in self.task.avoid]
         while not self.ended():
             act = self.rng.choice(acts)
             if act in (self.check, self.repair) and self.rng.random() < 0.8:

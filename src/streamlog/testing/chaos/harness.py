@@ -53,6 +53,7 @@ def run(
     seed: int | None = None,
     brokers: int = 1,
     workers: Sequence[str] | None = None,
+    avoid: Sequence[str] = (),
     disturb: bool = True,
     progress: Callable[[str], object] = str,
 ) -> Report:
@@ -63,6 +64,7 @@ def run(
             seed: of all random choices (None: a new one, which the report has).  The same seed gives the same choices; processes race.
             brokers: 1, or 3 for replicas in three directories.
             workers: kinds of workers, repeated where there are to be several (None: all of `plan.WORKERS`).
+            avoid: kinds of workers, and acts of the administrators (names of methods), that are left out: to look past a fault that is known.
             disturb: whether processes are killed and stopped, and disks fail.
             progress: told what is going on, in a line of text.
     """
@@ -71,11 +73,13 @@ def run(
     histories = base / "histories"
     histories.mkdir(parents=True)
     history = HistoryWriter(histories / "nemesis.0.jsonl")
-    processes = Processes(base / "log", histories, seed, brokers, history)
+    processes = Processes(base / "log", histories, seed, brokers, history, avoid)
     began = time.monotonic()
     try:
         _create(base / "log", brokers)
-        _disturb(processes, history, list(WORKERS[brokers] if workers is None else workers), seed, seconds, disturb=disturb, progress=progress)
+        _disturb(
+            processes, history, [kind for kind in workers or WORKERS[brokers] if kind not in avoid], seed, seconds, disturb=disturb, progress=progress
+        )
         final = _read(processes, base, progress)
     finally:
         processes.kill_all()

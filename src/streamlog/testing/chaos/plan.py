@@ -49,6 +49,8 @@ class Task(NamedTuple):
     life: int
     seed: int
     brokers: int
+    avoid: list[str] = []
+    """Acts of administration that are left out."""
 
     @property
     def worker(self) -> str:

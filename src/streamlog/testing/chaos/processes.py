@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from streamlog.testing.chaos.history import HistoryWriter
@@ -45,9 +45,9 @@ class Process:
 class Processes:
     """All of them.  Every signal is written down before, or after, it is sent: stops are never shorter than noted."""
 
-    def __init__(self, location: Path, histories: Path, seed: int, brokers: int, history: HistoryWriter) -> None:
+    def __init__(self, location: Path, histories: Path, seed: int, brokers: int, history: HistoryWriter, avoid: Sequence[str] = ()) -> None:
         self.location, self.histories, self.seed, self.brokers = location, histories, seed, brokers
-        self.history = history
+        self.history, self.avoid = history, list(avoid)
         self.errors = histories.parent / "stderr"
         self.current: dict[str, Process] = {}
         """By worker: the life that counts."""
@@ -58,7 +58,7 @@ class Processes:
 
     def begin(self, kind: str, number: int, life: int = 0) -> Process:
         """Start a process."""
-        task = Task(str(self.location), str(self.histories), kind, number, life, self.seed, self.brokers)
+        task = Task(str(self.location), str(self.histories), kind, number, life, self.seed, self.brokers, self.avoid)
         process = Process(task, self.errors, self._environment)
         self._note("started", process, pid=process.popen.pid)
         self.current[task.worker] = process
