@@ -161,6 +161,7 @@ BAD: list[tuple[str, str, Callable[[Story], object]]] = [
     ("the_check_is_clean", "meanwhile", lambda s: s.add("admin-0", told("checked", findings=[["I2", "path", "message"]]))),
     ("the_check_is_clean", "repaired", lambda s: s.add("admin-0", told("repaired", replicas={"plain-0 on broker 1": 3}))),
     ("the_end_is_reached", "held_up", lambda s: s.final["problems"].append("the exactly-once loop: not done after 30 s")),
+    ("the_end_is_reached", "a_worker", lambda s: s.add("nemesis-0", told("did not end", name="keyed-0.0", seconds=60.0))),
 ]  # fmt: skip
 
 

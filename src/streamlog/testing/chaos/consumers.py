@@ -82,7 +82,7 @@ class GroupMember(Worker):
                 self._step(member, by_hand=by_hand)
         except FencedError as error:
             self.trouble("fenced", error)
-            self.ending = self.was_replaced()
+            self.ending = self.ending or self.was_replaced()
         finally:
             member.close()
 
@@ -112,7 +112,7 @@ class ExactlyOnce(Worker):
                     self.pause(0.02)
         except FencedError as error:
             self.trouble("fenced", error)
-            self.ending = self.was_replaced()
+            self.ending = self.ending or self.was_replaced()
         finally:
             try:
                 producer.close()

@@ -73,7 +73,7 @@ class FinalReader(Worker):
             except RetriableError as error:
                 last = error
                 time.sleep(0.05)
-            if time.monotonic() > until:
+            if time.monotonic() > until or self.ended():
                 self.final["problems"].append(f"{what}: not done after {seconds:.0f} s{'' if last is None else f': {last}'}")
                 return
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ def _disturb(
     history.note("healed", outages=nemesis.outages)
     progress("all disks work, everybody ends")
     for name in processes.end_all(ENDING):
-        history.note("did not end", name=name)
+        history.note("did not end", name=name, seconds=ENDING)
 
 
 def _read(processes: Processes, base: Path, progress: Callable[[str], object]) -> Final:
@@ -149,6 +150,7 @@ def _counts(evidence: Evidence, processes: Processes) -> dict[str, int]:
         "outages": sum(event["event"] == "outage" for event in evidence.nemesis),
         "records sent": len(evidence.sends),
         "records acknowledged": len(evidence.acks),
+        "longest silence (ms)": _longest_silence(evidence),
         "transactions committed": outcomes["committed"],
         "transactions aborted": outcomes["aborted"],
         "transactions unknown": outcomes["begin"] + outcomes["committing"],
@@ -157,6 +159,12 @@ def _counts(evidence: Evidence, processes: Processes) -> dict[str, int]:
         "records at the end": sum(1 for _ in evidence.final.views[0].all()) if evidence.final.views else 0,
         "ways of reading": len(evidence.final.views),
     }
+
+
+def _longest_silence(evidence: Evidence) -> int:
+    """The longest time in which no producer was told of a record, in ms."""
+    times = sorted(event["at"] for event in evidence.of("ack"))
+    return int(max((after - before for before, after in pairwise(times)), default=0.0) * 1000)
 
 
 def _troubles(evidence: Evidence) -> dict[str, int]:

@@ -223,7 +223,7 @@ class Transactional(Worker):
                 self.pause(0.03)
         except FencedError as error:
             self.trouble("fenced", error)
-            self.ending = self.was_replaced()
+            self.ending = self.ending or self.was_replaced()
         finally:
             producer.close()
 

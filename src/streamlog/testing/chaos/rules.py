@@ -356,6 +356,9 @@ def the_check_is_clean(evidence: Evidence) -> Iterator[str]:
 def the_end_is_reached(evidence: Evidence) -> Iterator[str]:
     """With nobody there who disturbs it the cluster works off what is left, and shows everything."""
     yield from evidence.final.problems
+    for event in evidence.nemesis:
+        if event["event"] == "did not end":
+            yield f"{event['name']} was told to end, and had not {event['seconds']:.0f} s later"
 
 
 RULES: dict[str, Rule] = {

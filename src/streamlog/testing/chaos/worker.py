@@ -67,7 +67,8 @@ class Worker:
 
     def was_replaced(self) -> bool:
         """Whether a later life of this worker has begun: it has the transactional id, or the place in the group, now."""
-        return (Path(self.task.histories) / f"{self.task.worker}.{self.task.life + 1}.jsonl").exists()
+        lives = (int(path.name.split(".")[1]) for path in Path(self.task.histories).glob(f"{self.task.worker}.*.jsonl"))
+        return max(lives) > self.task.life
 
     def _end(self, *_: object) -> None:
         self.ending = True
