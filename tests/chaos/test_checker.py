@@ -51,7 +51,7 @@ class Story:
                 told("producer", producer="p", idempotent=False, transactional=False),
                 told("send", producer="p", topic=PLAIN, ids=["p.0", "p.1", "p.2"], transaction=None),
                 told("ack", acks=[["p.0", 0, 7], ["p.1", 0, 8]]),
-                told("failed", ids=["p.2"], error="StreamlogTimeoutError"),
+                told("failed", ids=["p.2"], error="StreamlogTimeoutError", text=""),
             ],
             "exactlyonce-0": [
                 told("producer", producer="e", idempotent=True, transactional=True),
@@ -155,6 +155,7 @@ BAD: list[tuple[str, str, Callable[[Story], object]]] = [
     ("nobody_crashes", "exception", lambda s: s.add("keyed-0", told("crash", text="Traceback\nKeyError: 1"))),
     ("nobody_crashes", "signal", lambda s: s.add("nemesis-0", told("exited", worker="keyed-0", life=0, code=-7, expected=False))),
     ("errors_stay_where_they_belong", "others", lambda s: s.add("keyed-0", told("trouble", what="write", error="DiskFailedError", text=""))),
+    ("errors_stay_where_they_belong", "a_delivery", lambda s: s.add("keyed-0", told("failed", ids=["k.0"], error="StorageFullError", text=""))),
     ("errors_stay_where_they_belong", "broker", lambda s: s.add("observer-0", told("brokers", brokers=[[1, "failed", "why"]]))),
     ("errors_stay_where_they_belong", "another_broker", lambda s: another_broker_failed(s)),
     ("the_check_is_clean", "at_the_end", lambda s: s.final["findings"].append(["I1", "path", "message"])),

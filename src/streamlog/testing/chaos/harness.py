@@ -168,4 +168,4 @@ def _longest_silence(evidence: Evidence) -> int:
 
 
 def _troubles(evidence: Evidence) -> dict[str, int]:
-    return dict(Counter(event["error"] for event in evidence.of("trouble")).most_common())
+    return dict(Counter(event["error"] for event in evidence.of("trouble", "failed")).most_common())

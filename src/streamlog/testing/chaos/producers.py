@@ -78,7 +78,7 @@ class NotedProducer:
             if not delivery.done():
                 waiting.append((ids, delivery))
             elif (error := delivery.exception()) is not None:
-                failed.append((ids, type(error).__name__))
+                failed.append((ids, error))
             else:
                 found = delivery.result()
                 first = found.base_offset if hasattr(found, "base_offset") else found.offset
@@ -86,8 +86,8 @@ class NotedProducer:
         self._pending = waiting
         if acks:
             self.history.note("ack", acks=acks)
-        for ids, error_name in failed:
-            self.history.note("failed", ids=ids, error=error_name)
+        for ids, error in failed:
+            self.history.note("failed", ids=ids, error=type(error).__name__, text=str(error)[:300])
 
     def close(self) -> None:
         """Close the producer, then write down what became of the rest."""

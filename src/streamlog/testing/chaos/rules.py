@@ -290,10 +290,15 @@ def nobody_crashes(evidence: Evidence) -> Iterator[str]:
                 trace = event["text"].rstrip()
                 crashes[trace.rpartition("\n")[2]].append((history.name, trace))
     for error, found in crashes.items():
-        yield f"{error}: {some(name for name, _ in found)}\n{found[0][1][-1500:]}"
+        yield f"{error}: {some(name for name, _ in found)}\n{_shortened(found[0][1])}"
     for event in evidence.nemesis:
         if event["event"] == "exited" and event["code"] < 0 and not event["expected"]:
             yield f"{event['worker']}.{event['life']} died of signal {-event['code']}, which nobody sent"
+
+
+def _shortened(trace: str) -> str:
+    """A traceback without its source lines."""
+    return "\n".join(line for line in trace.splitlines() if line.startswith("  File") or not line.startswith(" "))
 
 
 DISK_ERRORS = {"DiskFailedError", "StorageFullError", "CorruptRecordError", "NotAClusterError", "UnsupportedFormatError", "StorageError"}
@@ -307,9 +312,9 @@ def errors_stay_where_they_belong(evidence: Evidence) -> Iterator[str]:
         if history.kind in HARMED_BY_ITSELF:
             continue
         wrong = [
-            f"{event['error']} in {event['what']}: {event['text']}"
+            f"{event['error']} in {event.get('what', 'a delivery')}: {event['text']}"
             for event in history.events
-            if event["event"] == "trouble" and event["error"] in DISK_ERRORS and not _is_excused(faults, event["at"], None)
+            if event["event"] in ("trouble", "failed") and event["error"] in DISK_ERRORS and not _is_excused(faults, event["at"], None)
         ]
         if wrong:
             yield f"{history.name} was told of a disk though none had failed: {some(wrong[:2])}"

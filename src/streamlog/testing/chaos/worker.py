@@ -112,7 +112,7 @@ def main(argument: str) -> None:
     try:
         worker.run()
     except BaseException:
-        worker.history.note("crash", text=traceback.format_exc()[-3000:])
+        worker.history.note("crash", text=traceback.format_exc()[-12_000:])
         raise
 
 
