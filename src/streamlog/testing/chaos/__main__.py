@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the first run; the next ones count on from it")
     parser.add_argument("--directory", type=Path, default=None, help="where clusters are made (default: a temporary directory)")
     parser.add_argument("--workers", nargs="+", default=None, help="kinds of workers (default: all)")
-    parser.add_argument("--avoid", nargs="+", default=[], help="kinds of workers, and acts of administrators, to leave out")
+    parser.add_argument("--avoid", nargs="+", default=[], help="kinds of workers, and acts of administrators and of the nemesis, to leave out")
     parser.add_argument("--keep", action="store_true", help="keep the directories of runs that broke no rule, too")
     parser.add_argument("--calm", action="store_true", help="disturb nobody")
     asked = parser.parse_args(arguments)

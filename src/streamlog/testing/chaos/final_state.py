@@ -10,6 +10,7 @@ from typing import Any
 
 import streamlog
 from streamlog import Cluster, StreamlogError, TopicPartition
+from streamlog._format.names import METADATA_TOPIC
 from streamlog._log.reader import LogReader
 from streamlog._log.state import HWM
 from streamlog.errors import RetriableError
@@ -158,9 +159,11 @@ class FinalReader(Worker):
             self._add_view(f"replica on broker {broker}", "read_uncommitted", records)
 
     def _let_lead(self, cluster: Cluster, broker: int) -> None:
-        """Make a broker the leader of all partitions that it has a replica of."""
+        """Make a broker the leader of all partitions that it has a replica of, and look at what groups committed as it has it."""
         orders: dict[TopicPartition, list[int]] = {}
-        for topic in cluster.topics():
+        for topic in cluster.topics(internal=True):
+            if topic == METADATA_TOPIC:
+                continue
             for partition in cluster.topic(topic).describe().partitions:
                 if broker in partition.replicas:
                     rest = [other for other in partition.replicas if other != broker]
@@ -170,6 +173,9 @@ class FinalReader(Worker):
         wrong = {tp: leader for tp, leader in led.items() if leader != broker}
         if wrong:
             self.final["problems"].append(f"broker {broker} does not lead {wrong}")
+        with streamlog.open(self.task.location, create=False) as fresh:  # which has read nothing of another leader
+            for group in (*GROUPS, BILLING):
+                look_at_group(self, fresh, group)
 
 
 def _is_at_end(cluster: Cluster, member: NotedConsumer, topic: str) -> bool:

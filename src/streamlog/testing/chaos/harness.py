@@ -65,7 +65,8 @@ def run(
             seed: of all random choices (None: a new one, which the report has).  The same seed gives the same choices; processes race.
             brokers: 1, or 3 for replicas in three directories.
             workers: kinds of workers, repeated where there are to be several (None: all of `plan.WORKERS`).
-            avoid: kinds of workers, and acts of the administrators (names of methods), that are left out: to look past a fault that is known.
+            avoid: kinds of workers, and acts of administrators and of the nemesis ("repair", "take_away", …: names of their methods), to leave out:
+                it lets one look past a fault that is known.
             disturb: whether processes are killed and stopped, and disks fail.
             progress: told what is going on, in a line of text.
     """

@@ -41,14 +41,16 @@ class Nemesis:
         ]  # fmt: skip
         if processes.brokers > 1:
             self._acts.append((self._take_away, 2))
+        self._acts = [(act, weight) for act, weight in self._acts if act.__name__.lstrip("_") not in processes.avoid]
 
     def step(self) -> None:
         """Act, and end an outage whose time is over."""
         if self._outage is not None and time.monotonic() > self._outage.until:
             self.heal()
-        acts, weights = zip(*self._acts)
-        act: Callable[[], None] = self._rng.choices(acts, weights)[0]
-        act()
+        if self._acts:
+            acts, weights = zip(*self._acts)
+            act: Callable[[], None] = self._rng.choices(acts, weights)[0]
+            act()
 
     def heal(self) -> None:
         """All disks work again."""

@@ -50,7 +50,7 @@ class Task(NamedTuple):
     seed: int
     brokers: int
     avoid: list[str] = []
-    """Acts of administration that are left out."""
+    """Acts of administrators that are left out."""
 
     @property
     def worker(self) -> str:
