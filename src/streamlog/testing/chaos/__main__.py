@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the directories of runs that broke no rule, too")
     parser.add_argument("--calm", action="store_true", help="disturb nobody")
     asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the workers are ended, too
     seed = random.randrange(2**31) if asked.seed is None else asked.seed
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     base = Path(tempfile.mkdtemp(prefix="streamlog-chaos-", dir=asked.directory or memory))

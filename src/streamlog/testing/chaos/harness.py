@@ -79,9 +79,7 @@ def run(
     began = time.monotonic()
     try:
         _create(base / "log", brokers)
-        _disturb(
-            processes, history, [kind for kind in workers or WORKERS[brokers] if kind not in avoid], seed, seconds, disturb=disturb, progress=progress
-        )
+        _disturb(processes, history, [kind for kind in workers or WORKERS if kind not in avoid], seed, seconds, disturb=disturb, progress=progress)
         final = _read(processes, base, progress)
     finally:
         processes.kill_all()

@@ -30,13 +30,11 @@ GROUPS = {
     "sticking": GroupPlan("sticky", "read_committed", True),
 }
 
-WORKERS = {
-    1: ["plain", "keyed", "bulk", "transactional", "group", "group", "group", "exactlyonce", "exactlyonce", "admin", "observer", "forking", "limited",
-        "faulty"],
-    3: ["plain", "keyed", "bulk", "transactional", "group", "group", "group", "exactlyonce", "exactlyonce", "admin", "observer", "forking", "limited",
-        "faulty"],
-}  # fmt: skip
-"""Kinds of workers, by the number of brokers."""
+WORKERS = [
+    "plain", "keyed", "bulk", "transactional", "group", "group", "group", "exactlyonce", "exactlyonce", "admin", "observer", "forking",
+    "limited", "faulty",
+]  # fmt: skip
+"""Kinds of workers, one process each."""
 
 
 class Task(NamedTuple):
