@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test chaos soak bench lint clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/flights.py
 
 test: $(VENV)/test lint
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/test
+	$(BIN)/python -m streamlog.testing.chaos --seconds 60
+
+soak: $(VENV)/test
+	$(BIN)/python -m streamlog.testing.chaos --seconds 1800
 
 lint: $(VENV)/test
 	$(BIN)/ruff check

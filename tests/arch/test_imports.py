@@ -90,7 +90,7 @@ def test_format_does_nothing_but_bytes() -> None:
 
 
 def test_inner_packages_hold_a_docstring_and_nothing_else() -> None:
-    for folder in ("_os", "_format", "_log", "_replica", "_coord", "_client", "testing"):
+    for folder in ("_os", "_format", "_log", "_replica", "_coord", "_client"):
         body = ast.parse((SOURCE / folder / "__init__.py").read_text()).body
         assert len(body) == 1
         assert isinstance(body[0], ast.Expr)

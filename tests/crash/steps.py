@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from streamlog.cluster import Cluster, _Place
+from streamlog import Cluster, testing
 from streamlog.testing.faults import FaultyFileSystem, Steps, kill_at, step_words
 
 Scenario = Callable[[Cluster, Callable[[str], None]], None]
@@ -14,7 +14,7 @@ Scenario = Callable[[Cluster, Callable[[str], None]], None]
 def cluster_with(steps: Steps, path: Path, fs: FaultyFileSystem | None = None) -> Cluster:
     """A cluster whose steps are seen."""
     step_words(steps)
-    return Cluster(_Place(path), fs=fs or FaultyFileSystem(steps=steps))
+    return testing.open(path, fs=fs or FaultyFileSystem(steps=steps))
 
 
 def run_child(path: Path, steps: Steps, before: Scenario, scenario: Scenario) -> tuple[list[str], bool]:

@@ -16,7 +16,7 @@ from streamlog._format import compression
 from streamlog._log import recovery
 from streamlog.config import COMPRESSION_LEVELS, ProducerConfig, TopicConfig
 
-WITH_EXAMPLES = ("README.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
+WITH_EXAMPLES = ("README.md", "docs/chaos.md", "docs/groups.md", "docs/producer.md", "docs/replication.md", "docs/transactions.md")
 BLOCKS = [block for page in WITH_EXAMPLES for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)]
 
 

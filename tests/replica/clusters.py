@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import streamlog
+from streamlog import Cluster, testing
 from streamlog._log.reader import LogReader
 from streamlog._log.state import HWM
 from streamlog._replica.replicated import ReplicatedLog
-from streamlog.cluster import Cluster, _Place
-from streamlog.testing.faults import FaultyFileSystem
+from streamlog.testing import FaultyFileSystem
 
 WRITES = ("write", "sync", "create", "rename", "sync_dir", "truncate", "allocate", "mkdir", "unlink")
 
@@ -29,9 +30,9 @@ class Disks(FaultyFileSystem):
 
 
 @contextmanager
-def brokers(place: Path, count: int = 3, disks: Disks | None = None, **options: object) -> Iterator[Cluster]:
+def brokers(place: Path, count: int = 3, disks: Disks | None = None, **options: Any) -> Iterator[Cluster]:
     """An open cluster; afterwards every invariant holds of what is online."""
-    with Cluster(_Place(place / "log", brokers=count), options=options, fs=disks or Disks()) as cluster:
+    with testing.open(place / "log", brokers=count, fs=disks or Disks(), **options) as cluster:
         yield cluster
         if disks is not None:
             disks.heal()
