@@ -24,6 +24,7 @@ from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
 from streamlog._client.inputs import check_timeout, checked_offsets, compiled, listed, milliseconds, topic_partition
+from streamlog._client.listener import Listener
 from streamlog._client.meter import ConsumerMeter
 from streamlog._client.offsets import NOT_A_MEMBER, processed, under_topic_ids
 from streamlog._client.share import Share
@@ -51,7 +52,6 @@ from streamlog.errors import (
 from streamlog.topic import offset_for_time
 from streamlog.types import GroupMetadata, OffsetAndMetadata, OffsetAndTimestamp, Record, TopicPartition
 
-_EVENTS = ("on_partitions_assigned", "on_partitions_revoked", "on_partitions_lost")
 _LOCK_PATIENCE = 0.1  # seconds: a poll that waits less for records waits this long for the group's lock
 
 
@@ -81,8 +81,7 @@ class Consumer:
         self._meter = ConsumerMeter()
         self._subscribed: set[str] = set()
         self._pattern: Any = None
-        self._listener: Any = None
-        self._listener_error: BaseException | None = None
+        self._listener = Listener()
         self._assigned_by_hand = False
         self._woken = False
         self._chunk: list[Record] = []  # what iteration is handing out
@@ -203,9 +202,8 @@ class Consumer:
             self._metadata.topic(topic)
         if pattern is not None:
             pattern = compiled(pattern)
-        if listener is not None and not any(callable(getattr(listener, event, None)) for event in _EVENTS):
-            raise ConfigurationError(f"listener={listener!r}: an object with any of {', '.join(_EVENTS)} is wanted; each takes a list of partitions")
-        self._subscribed, self._pattern, self._listener = wanted, pattern, listener
+        told = Listener(listener)
+        self._subscribed, self._pattern, self._listener = wanted, pattern, told
         if self._groups is not None:
             self._version = self._metadata.version
             self._member().subscribe(tuple(sorted(wanted)), None if pattern is None else (pattern.pattern, pattern.flags))
@@ -235,8 +233,9 @@ class Consumer:
         try:
             self._depart(monotonic() + self._timeout, autocommit=True)
         finally:
-            self._subscribed, self._pattern, self._listener, self._assigned_by_hand = set(), None, None, False
-        self._raise_listener_error()
+            listener, self._listener = self._listener, Listener()
+            self._subscribed, self._pattern, self._assigned_by_hand = set(), None, False
+        listener.raise_error()
 
     def assignment(self) -> set[TopicPartition]:
         """The partitions that are read."""
@@ -276,7 +275,7 @@ class Consumer:
         added = [tp for tp in cursors if tp not in self._fetcher.cursors]
         self._fetcher.set_cursors(cursors)
         if added:
-            self._hear("on_partitions_assigned", added)
+            self._listener.hear("on_partitions_assigned", added)
 
     def _subscribed_topics(self) -> list[TopicMetadata]:
         known = self._metadata.topics
@@ -316,23 +315,7 @@ class Consumer:
                 self._locked_out_since = None
                 raise
         finally:
-            self._raise_listener_error()
-
-    def _hear(self, event: str, partitions: Sequence[TopicPartition]) -> None:
-        """Tell the listener; what it raises comes out of the call when the change is complete."""
-        hear = getattr(self._listener, event, None)
-        if hear is None and event == "on_partitions_lost":
-            hear = getattr(self._listener, "on_partitions_revoked", None)  # as Kafka's
-        if hear is not None:
-            try:
-                hear(list(partitions))
-            except Exception as error:
-                self._listener_error = self._listener_error or error
-
-    def _raise_listener_error(self) -> None:
-        error, self._listener_error = self._listener_error, None
-        if error is not None:
-            raise error
+            self._listener.raise_error()
 
     def _drop(self, partitions: Iterable[TopicPartition]) -> None:
         gone = set(partitions)
@@ -355,7 +338,7 @@ class Consumer:
             added.append(tp)
         self._fetcher.set_cursors(cursors)
         self._meter.rebalances += 1
-        self._hear("on_partitions_assigned", added)
+        self._listener.hear("on_partitions_assigned", added)
 
     def _depart(self, deadline: float, *, autocommit: bool) -> None:
         """Give everything up: commit, tell the listener, leave the group."""
@@ -364,7 +347,7 @@ class Consumer:
             if autocommit:
                 self._commit_by_itself(max(0.0, deadline - monotonic()) / 2)  # the other half is for leaving
             if member is not None and self._fetcher.cursors:
-                self._hear("on_partitions_revoked", sorted(self._fetcher.cursors))
+                self._listener.hear("on_partitions_revoked", sorted(self._fetcher.cursors))
             self._fetcher.set_cursors({})
             if member is not None and not self._home.closed:
                 member.leave(max(0.0, deadline - monotonic()))
@@ -570,10 +553,10 @@ class Consumer:
                 self._commit_by_itself(_LOCK_PATIENCE)
         if self._metadata.changed() or self._metadata.version != self._version:
             self._follow_metadata()
-            self._raise_listener_error()
+            self._listener.raise_error()
         member = self._membership
         if member is not None and self._is_subscribed():
-            member.beat_poll()
+            member.beat_poll(max(1, int(1000 * (self._next_commit - monotonic()))))
             if member.is_due():
                 self._follow_group(member, deadline)
 
@@ -593,14 +576,26 @@ class Consumer:
         """Records one by one, waiting for more; ends after `consumer_timeout_ms` without one, and when a signal handler closes the consumer.
 
         At least once: a record counts as processed, and may be committed, when the loop asks for the next one, so not after `break` or an
-        exception: who goes on from what is committed reads it again.  This consumer itself goes on after it.
+        exception: who goes on from what is committed reads it again.  This consumer itself goes on after it.  With a group that is also when
+        the loop commits, gives partitions up and takes others, whatever is left of the records that were fetched together.
         """
         while True:
-            yield from self._chunk_left
-            if self._chunk:  # handed out to the end, and asked for more
+            if self._groups is None:
+                yield from self._chunk_left
+            else:
+                for record in self._chunk_left:
+                    yield record
+                    if self._has_to_look():
+                        break  # what is left goes back where it came from
+            if self._chunk and not length_hint(self._chunk_left):  # handed out to the end, and asked for more
                 self._fetcher.handed, self._chunk, self._chunk_cursors, self._counted, self._in_hand = self._chunk_cursors, [], [], 0, None
             if not self._next_chunk():
                 return
+
+    def _has_to_look(self) -> bool:
+        """Whether a loop in a group has something to do before the next record: the timers say so."""
+        member = self._membership
+        return monotonic() >= self._next_commit if member is None or not self._is_subscribed() else member.is_called()
 
     @exclusive(fetches=True)
     def _next_chunk(self) -> bool:
@@ -702,7 +697,7 @@ class Consumer:
 
     def metrics(self) -> ConsumerMetrics:
         """What this consumer did so far and lately; see `streamlog.metrics`.  Any thread may ask, also after `close`."""
-        return self._meter.metrics(dict(self._fetcher.cursors))
+        return self._meter.metrics(dict(self._fetcher.cursors), committed=self._committed_only)
 
     def beginning_offsets(self, partitions: Iterable[TopicPartition | tuple[str, int]]) -> dict[TopicPartition, int]:
         """First offset that can be read, by partition, assigned or not."""
@@ -766,7 +761,7 @@ class Consumer:
         try:
             self._depart(deadline, autocommit=autocommit)
             self._run_callbacks()
-            self._raise_listener_error()
+            self._listener.raise_error()
         except BaseException:
             if self._membership is not None:
                 self._membership.abandon()

@@ -18,7 +18,7 @@ StreamlogError
 ├── WakeupError                         nothing is wrong: `wakeup()` was called
 ├── DataError                           this record cannot be taken or read
 │     RecordTooLargeError  SerializationError  InvalidTimestampError  InvalidRecordError
-│     OffsetOutOfRangeError(LookupError)  NoOffsetForPartitionError  UnsupportedCompressionError  OffsetMetadataTooLargeError
+│     OffsetOutOfRangeError(LookupError)  LogTruncationError  NoOffsetForPartitionError  UnsupportedCompressionError  OffsetMetadataTooLargeError
 │     OutOfOrderSequenceError
 ├── StorageError(OSError)               reopen and recover; the file is named
 │     DiskFailedError  CorruptRecordError  UnsupportedFormatError  UnsupportedFileSystemError  NotAClusterError  ResourceLimitError
@@ -27,6 +27,10 @@ StreamlogError
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from streamlog.types import OffsetAndMetadata, TopicPartition
 
 
 class StreamlogError(Exception):
@@ -195,6 +199,17 @@ class InvalidRecordError(DataError):
 
 class OffsetOutOfRangeError(DataError, LookupError):
     """The offset is below the log start or above the end, and `auto_offset_reset` is "none"."""
+
+
+class LogTruncationError(OffsetOutOfRangeError):
+    """Records that this consumer has read are not in the log any more (an unclean election, a power cut), and `auto_offset_reset` is "none".
+
+    Field: `divergent`, `{TopicPartition: OffsetAndMetadata}`: where the log went on differently.  `seek` there, or elsewhere, to go on.
+    """
+
+    def __init__(self, message: str, divergent: dict[TopicPartition, OffsetAndMetadata]) -> None:
+        super().__init__(message)
+        self.divergent = divergent
 
 
 class NoOffsetForPartitionError(DataError):

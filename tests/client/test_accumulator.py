@@ -98,6 +98,7 @@ def test_a_full_buffer_blocks_then_says_why(place: Path) -> None:
             assert metrics.buffer_exhausted_total == 1
             assert metrics.buffer_available_bytes < 5000
             fs.clear()
+            producer.flush()  # (the next try comes after `retry_backoff_ms`, maybe later than `max_block_ms`)
             producer.send("t", b"last").result()
         assert values_of(cluster) == [b"first", *[bytes(100)] * accepted, b"last"], "what was accepted is there"
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-from streamlog._client.batch import RECORD_MEMORY, Delivery, RecordBatch
+from streamlog._client.batch import RECORD_MEMORY, ROW_BYTES, Delivery, RecordBatch
 from streamlog._client.lane import PATIENCE, Lane
 from streamlog._client.meter import ProducerMeter
 from streamlog._client.sender import Sender
@@ -41,16 +41,18 @@ from streamlog.partitioners import HASHES
 
 PAUSE = 2e-5  # seconds between looks whether somebody is inside
 _FOREVER = float("inf")
+_SMALL = 31  # a batch of the smallest records takes so many times the memory of their bytes; where there is less for it, each is counted in
 
 
 class Accumulator:
     """What `Producer` is below its calls."""
 
     __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
-        "__weakref__", "_abandoned", "_acknowledged_at_once", "_acks_all", "_active", "_aside", "_begun", "_block", "_busy", "_closed_batch",
-        "_closed_reason", "_delivery", "_forked", "_fsync", "_gives_way", "_hash", "_hash_bits", "_home", "_idempotent", "_known_targets", "_linger",
-        "_lock", "_manager", "_memory", "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds", "_sender", "_serialize_key", "_serialize_value",
-        "_targets", "_unbatched", "_version", "_waiting", "config", "dropped",
+        "__weakref__", "_abandoned", "_acknowledged_at_once", "_acks_all", "_active", "_aside", "_begun", "_block", "_busy", "_charge",
+        "_closed_batch", "_closed_reason", "_delivery", "_forked", "_fsync", "_gives_way", "_hash", "_hash_bits", "_home", "_idempotent",
+        "_keyed_row", "_known_targets", "_linger", "_lock", "_manager", "_memory", "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds",
+        "_row", "_sender", "_serialize_key", "_serialize_value", "_targets", "_unbatched", "_version", "_waiting", "batch_room", "config",
+        "dropped",
     )  # fmt: skip
 
     def __init__(self, home: Home, config: ProducerConfig) -> None:
@@ -69,6 +71,9 @@ class Accumulator:
         self._manager: TransactionManager | None = None
         self._active: dict[Lane, None] = {}  # lanes with a batch, open or closed
         self._memory = 0  # bytes of their batches; an open one counts as full.  May be too high after an interruption
+        self._charge = RECORD_MEMORY if config.buffer_memory < _SMALL * config.batch_size else 0
+        self._row, self._keyed_row = ROW_BYTES[1] + self._charge, ROW_BYTES[2] + self._charge
+        self.batch_room: int = min(config.batch_size, config.buffer_memory // 2) if self._charge else config.batch_size
         self._linger, self._delivery = config.linger_ms / 1000, config.delivery_timeout_ms / 1000
         self._block = min(config.max_block_ms / 1000, 1e6)  # eleven days; Java's largest number is more than a wait can take
         self._acknowledged_at_once = config.acks == 0
@@ -128,7 +133,9 @@ class Accumulator:
 
     def _has_memory(self, lane: Lane, size: int) -> bool:
         """Whether another batch may be begun; the first always.  Under the producer's lock."""
-        wanted, limit = max(self.config.batch_size, size) + lane.expected * RECORD_MEMORY, self.config.buffer_memory
+        wanted, limit = max(self.batch_room, size), self.config.buffer_memory
+        if not self._charge:
+            wanted += lane.expected * RECORD_MEMORY
         if self._memory + wanted > limit:
             self._memory = sum(batch.memory for lane in list(self._active) for batch in list(lane.queue))
         return not self._memory or self._memory + wanted <= limit
@@ -141,7 +148,10 @@ class Accumulator:
         if size > room:
             room = size
         batch = RecordBatch(lane, target, room, stride, self._now_ms())
-        batch.memory += lane.expected * RECORD_MEMORY
+        if self._charge:
+            batch.charge = self._charge
+        else:
+            batch.memory += lane.expected * RECORD_MEMORY
         batch.deadline = deadline = batch.begun + self._linger
         batch.finished = batch.acknowledged = self._acknowledged_at_once
         if lane.queue:
@@ -171,7 +181,7 @@ class Accumulator:
         if batch is self._closed_batch:
             return
         lane.expected = batch.records
-        memory = batch.size + batch.records * RECORD_MEMORY
+        memory = batch.size + (0 if batch.charge else batch.records * RECORD_MEMORY)
         self._memory += memory - batch.memory
         batch.memory = memory
         target = lane.target()

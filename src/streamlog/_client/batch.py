@@ -38,6 +38,8 @@ class RecordBatch(Pending):
     """
 
     deadline = 0.0  # of the linger; like `begun` in monotonic seconds
+    room: int
+    charge = 0  # bytes that each record takes of `room` beside its own: where memory is so small that they have to be counted
     open = False  # takes records; the last of its queue then
     encoded = False
     plain: Plain | None = None
@@ -77,6 +79,7 @@ class RecordBatch(Pending):
     def cost(self, size: int, stride: int) -> int:
         """Room that a record of `size` bytes with columns of `stride` takes, what widening adds to the others included."""
         mine = self.stride
+        size += self.charge
         if stride <= mine:
             return size + ROW_BYTES[mine]
         return size + ROW_BYTES[stride] + len(self.rows) // mine * (ROW_BYTES[stride] - ROW_BYTES[mine])

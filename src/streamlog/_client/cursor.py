@@ -21,7 +21,7 @@ class Cursor:
 
     __slots__ = (
         "assignment", "at", "batch", "committed", "epoch", "generation", "held_up", "log", "paused", "position", "processed", "reader", "records",
-        "reset", "stops_at", "topic_id", "tp",
+        "reset", "stops_at", "topic_id", "tp", "truncated",
     )  # fmt: skip
 
     def __init__(self, tp: TopicPartition, topic_id: bytes, log: Log, reset: str) -> None:
@@ -34,6 +34,7 @@ class Cursor:
         self.generation = self.assignment = -1
         self.processed: int | None = None
         self.committed: int | None = None
+        self.truncated: tuple[int, int] | None = None  # offset and epoch at which the log went on differently, where nobody has decided yet
         self.drop()
 
     def drop(self) -> None:
@@ -46,7 +47,7 @@ class Cursor:
     def move(self, position: int | None) -> None:
         """Go on at `position`; None: look it up when it is needed."""
         self.drop()
-        self.position, self.reader = position, None
+        self.position, self.reader, self.truncated = position, None, None
 
     def process(self, offset: int, epoch: int, generation: int) -> None:
         """All below `offset` is processed."""

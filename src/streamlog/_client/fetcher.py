@@ -19,8 +19,16 @@ from streamlog._os.clock import monotonic
 from streamlog._os.wake import MAX_BELLS, Bell, Waiter
 from streamlog._replica.home import Home
 from streamlog.config import parse_duration_ms
-from streamlog.errors import CorruptRecordError, NoOffsetForPartitionError, OffsetOutOfRangeError, StreamlogError, UnstableOffsetCommitError
+from streamlog.errors import (
+    CorruptRecordError,
+    LogTruncationError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    StreamlogError,
+    UnstableOffsetCommitError,
+)
 from streamlog.record_batch import RecordBatch, deserialized, to_records
+from streamlog.types import OffsetAndMetadata
 
 _LOOK_EVERY = 0.02  # seconds between looks at an open transaction that keeps records from us
 _PATIENCE = 0.1  # seconds that such a look waits for a lock
@@ -50,6 +58,7 @@ class Fetcher:
         """Whether some partition may have no position yet."""
         self._committed_only = config.isolation_level == "read_committed"
         self._next_look = 0.0
+        self._was_busy = True  # records were returned since the last wait
         self._views: dict[LogReader, None] = {}
         self._waiter: Waiter | None = None
 
@@ -126,6 +135,7 @@ class Fetcher:
         """What was taken is returned: at the next call it counts as processed."""
         self.handed = [cursor for cursor, position in self.taken if cursor.position != position]
         self.taken = []
+        self._was_busy = True
 
     def _turns(self) -> list[Cursor]:
         """The partitions, each time beginning with another."""
@@ -140,7 +150,7 @@ class Fetcher:
             return False
         if cursor.reader is None:
             self.begin(cursor)
-        if cursor.records or cursor.batch is not None:
+        if cursor.records or cursor.batch is not None or cursor.truncated is not None:
             return True
         reader = cursor.reader
         assert reader is not None
@@ -191,6 +201,8 @@ class Fetcher:
     def _next_batch(self, cursor: Cursor) -> Batch | None:
         """The next batch of a partition; an offset out of range makes the reset policy act."""
         while True:
+            if cursor.truncated is not None:
+                raise self._truncation(cursor, *cursor.truncated)
             if cursor.reader is None:
                 self.begin(cursor)
             assert cursor.reader is not None
@@ -205,6 +217,9 @@ class Fetcher:
             diverged = cursor.reader.diverged
             if diverged is not None:
                 cursor.reader.diverged = None
+                if self.config.auto_offset_reset == "none":
+                    cursor.truncated = diverged, cursor.log.replica.leader_epochs().last_before(diverged)
+                    continue
                 cursor.position = diverged if cursor.position is None else min(cursor.position, diverged)
             if batch is None:
                 return None
@@ -217,6 +232,13 @@ class Fetcher:
                 return batch
             cursor.pass_over(batch, self.generation())
 
+    @staticmethod
+    def _truncation(cursor: Cursor, offset: int, epoch: int) -> LogTruncationError:
+        where = OffsetAndMetadata(offset, None if epoch < 0 else epoch)
+        return LogTruncationError(
+            f"{cursor.log.name}: position {cursor.position} lies beyond offset {offset}, where the log was cut; seek to go on", {cursor.tp: where}
+        )
+
     def _take(self, cursor: Cursor, records: list[Record], limit: int) -> None:
         """Move records of a partition into `records`, up to `limit` of them and `max_partition_fetch_bytes`."""
         size, most = 0, self.config.max_partition_fetch_bytes
@@ -226,6 +248,8 @@ class Fetcher:
                 if batch is None:
                     return
                 cursor.batch = batch  # stays if a deserializer raises
+                if size and size + batch.uncompressed > most:
+                    return  # as in Kafka only the first one may be larger
                 self._decode(cursor, batch)
                 size += batch.uncompressed
                 self.read += batch.length
@@ -281,6 +305,9 @@ class Fetcher:
             batch = cursor.batch or self._next_batch(cursor)
             if batch is None:
                 return
+            if size and size + batch.uncompressed > most:
+                cursor.batch = batch
+                return
             position = cursor.position
             assert position is not None
             batches.append(RecordBatch(batch, cursor.tp.topic, cursor.tp.partition, position))
@@ -300,7 +327,8 @@ class Fetcher:
         self._home.tick()
         for cursor in self.rotation:
             cursor.log.pay(0.0)  # what nobody else is there to bring below the high watermark (H42)
-        if self.config.fetch_spin_us:
+        if self.config.fetch_spin_us and self._was_busy:
+            self._was_busy = False  # after activity only: an idle consumer sleeps
             until = min(deadline, now + self.config.fetch_spin_us / 1e6)
             while monotonic() < until:
                 if ready() or self.anything():
@@ -341,6 +369,15 @@ class Fetcher:
     def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
         """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
         until = min(deadline, monotonic() + self.config.fetch_max_wait_ms / 1000)
+        try:
+            for cursor in self.rotation:
+                if not (cursor.paused or cursor.held_up or cursor.position is None):
+                    if cursor.reader is None:
+                        self.begin(cursor)
+                    assert cursor.reader is not None
+                    cursor.reader.place()
+        except (StreamlogError, FileNotFoundError):
+            return  # who takes records is told
         while (now := monotonic()) < until and self.anything() and not (ready() or self._is_enough()):
             if self._waiter is None:
                 self._waiter = Waiter(self._bells(also))
@@ -351,7 +388,9 @@ class Fetcher:
         total, enough = 0, self.config.fetch_min_bytes
         for cursor in self.rotation:
             reader = cursor.reader
-            if not cursor.paused and (cursor.batch is not None or reader is None):
+            if not cursor.paused and cursor.batch is not None:
+                return True
+            if reader is None and not (cursor.paused or cursor.held_up):
                 return True
             if not cursor.paused and reader is not None and reader.is_ready():
                 total += max(0, reader.words[POSITION] - reader.position) or enough

@@ -263,4 +263,8 @@ class Lane:
             return 0.0
         config = self.producer.config
         backoff = config.retry_backoff_ms * 2.0 ** min(self.tries - 1, 30)
-        return self.failed_at + min(backoff, max(config.retry_backoff_max_ms, config.retry_backoff_ms)) / 1000
+        after = self.failed_at + min(backoff, max(config.retry_backoff_max_ms, config.retry_backoff_ms)) / 1000
+        try:
+            return min(after, self.queue[0].begun + config.delivery_timeout_ms / 1000)  # then it fails, and no later
+        except IndexError:
+            return after

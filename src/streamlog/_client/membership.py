@@ -91,6 +91,9 @@ class Membership:
         self._assignors = {a.name: a for a in assignors.resolved("partition_assignment_strategy", config.partition_assignment_strategy)}
         self.attention = False
         """Stored by the timers: there may be something to do that no new version of the group says."""
+        self.pulse = False
+        """Stored by the timers: time has passed, and a commit may be due, or the application was silent for long."""
+        self._pulse_at = self._wakes_at = _NEVER  # when (ms) the timers do so, and when they look here again
         self._seen = -1  # version of the group file that was acted on
         self._resolved_at = -1  # version of the metadata that was looked at
         self._stale = -1  # generation whose target does not fit the metadata
@@ -116,10 +119,19 @@ class Membership:
         """Whether `poll` has something to look at: one load."""
         return bool(self.attention or self._file.words[VERSION] != self._seen or self._metadata.version != self._resolved_at)
 
-    def beat_poll(self) -> None:
-        """The application polls."""
+    def is_called(self) -> bool:
+        """Whether a loop that hands out records has to look at the group before the next one."""
+        return self.pulse or self.attention or self._file.words[VERSION] != self._seen
+
+    def beat_poll(self, within_ms: int) -> None:
+        """The application asks for records; unless it does so again, the timers call it after `within_ms`, or when it has to show that it lives."""
         if self._slot >= 0:
-            self._file.beat(self._slot, self._tag, self._clock.monotonic_ms(), poll=True)
+            now = self._clock.monotonic_ms()
+            self._file.beat(self._slot, self._tag, now, poll=True)
+            self.pulse, self._pulse_at = False, now + min(within_ms, self.config.max_poll_interval_ms // 4)
+            if self._pulse_at < self._wakes_at:
+                self._wakes_at = self._pulse_at
+                self._timers.wake()
 
     def poll(self, holder: Holder, timeout: float) -> None:
         """Join, or do what the group's state asks of this member.  Waits for the group's lock at most `timeout` seconds each time.
@@ -230,6 +242,7 @@ class Membership:
         self._tag, self.generation, self._told = joined.tag, -1, -1
         self._next_beat = self._clock.monotonic_ms() + self.config.heartbeat_interval_ms
         self._last_tick = monotonic()
+        self._pulse_at = 0  # at once: the loop says when its next commit is due
         self._finalizer = weakref.finalize(self, self._file.free_slot, joined.slot)
         self._timers.add(self)
         self.member_id = joined.member_id  # last: until then whatever breaks this off gives the slot back
@@ -401,15 +414,21 @@ class Membership:
 
     def tick(self, now: int, *, probe: bool) -> int:
         """Store the heartbeat if it is due, and look for what the member should see to; returns when (ms) to come again."""
-        slot = self._slot
-        if slot < 0:
+        if self._slot < 0:
             return now + _NEVER
+        self._wakes_at = self._tick(now, probe=probe)
+        return self._wakes_at
+
+    def _tick(self, now: int, *, probe: bool) -> int:
+        slot = self._slot
         self._may_judge()
         self._last_tick = monotonic()
         beaten = self.beat(now)
         group = self._file.load()
+        if now >= self._pulse_at:
+            self.pulse, self._pulse_at = True, _NEVER
         if group is None:
-            return self._next_beat
+            return min(self._next_beat, self._pulse_at)
         near = {member.slot for member in self._neighbours(group)}
         due = now + _NEVER
         for member in group.members.values():
@@ -427,7 +446,7 @@ class Membership:
                 self.attention = True
                 self._file.bell.ring()
             due = now + _AGAIN_MS  # until the application has polled
-        return max(now + 1, min(due, self._next_beat))
+        return max(now + 1, min(due, self._next_beat, self._pulse_at))
 
     def beat(self, now: int) -> bool:
         """Store the heartbeat if it is due."""

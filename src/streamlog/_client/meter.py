@@ -74,12 +74,13 @@ class ConsumerMeter(Meter):
         if (now := monotonic()) >= self.turn_at:
             self.turn(now)
 
-    def metrics(self, cursors: Mapping[TopicPartition, Cursor]) -> ConsumerMetrics:
-        """The figures at this moment."""
+    def metrics(self, cursors: Mapping[TopicPartition, Cursor], *, committed: bool) -> ConsumerMetrics:
+        """The figures at this moment; the lag behind what can be read, which ends at the last stable offset where only `committed` records are."""
         from streamlog.metrics import ConsumerMetrics  # here: dataclasses cost 6 ms
 
         seconds, recent = self.recent()
-        lag = {tp: max(0, cursor.log.high_watermark - at) for tp, cursor in cursors.items() if (at := cursor.position) is not None}
+        ends = {tp: cursor.log.last_stable_offset if committed else cursor.log.high_watermark for tp, cursor in cursors.items()}
+        lag = {tp: max(0, ends[tp] - at) for tp, cursor in cursors.items() if (at := cursor.position) is not None}
         return ConsumerMetrics(
             records_consumed_total=self.records,
             records_consumed_rate=recent["records"] / seconds,
@@ -134,7 +135,7 @@ class ProducerMeter(Meter):
         if queued > self.longest:
             self.longest = queued
 
-    def metrics(self, buffer_memory: int, used: int, waiting: int, retrying: int) -> ProducerMetrics:
+    def metrics(self, buffer_memory: int, used: int, waiting: int, retrying: int = 0) -> ProducerMetrics:
         """The figures at this moment."""
         from streamlog.metrics import ProducerMetrics  # here: dataclasses cost 6 ms
 

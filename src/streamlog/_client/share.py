@@ -26,13 +26,13 @@ class Share:
         """These are about to go to another member."""
         consumer = self._consumer
         consumer._commit_by_itself(self._patience, partitions)
-        consumer._hear("on_partitions_revoked", partitions)
+        consumer._listener.hear("on_partitions_revoked", partitions)
         consumer._drop(partitions)
 
     def lose(self, partitions: Sequence[TopicPartition]) -> None:
         """These are another member's already."""
         self._consumer._drop(partitions)
-        self._consumer._hear("on_partitions_lost", partitions)
+        self._consumer._listener.hear("on_partitions_lost", partitions)
 
     def receive(self, partitions: Mapping[TopicPartition, int]) -> None:
         """These are ours."""

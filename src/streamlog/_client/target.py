@@ -51,7 +51,7 @@ class Target:
         self._choose_codec(producer.config)
         self.is_plain = self.codec is None and not self.append_time  # a batch is written as its rows are encoded
         bytes_left = self.max_message_bytes - BATCH_HEADER_SIZE - _HEADS
-        self.room = max(0, min(producer.config.batch_size, bytes_left - bytes_left // 32))  # a 32nd: bitmaps of nulls
+        self.room: int = max(0, min(producer.batch_room, bytes_left - bytes_left // 32))  # a 32nd: bitmaps of nulls
         self.lanes = [Lane(producer, self, log, closed) for log in logs]
         self.stickiness = Sticky(self.partitions, producer.config.batch_size)
         self.sticky: Lane = Nowhere(closed)

@@ -59,6 +59,11 @@ class LogReader:
             return bool(self.log.last_stable_offset > self.offset or words[TURN] != self._turn)
         return bool(self._shown[HWM] > self.offset or words[TURN] != self._turn)
 
+    def place(self) -> None:
+        """Find the position now.  Raises like `next`."""
+        if self.offset >= self._limit or self.words[TURN] != self._turn:
+            self._locate()
+
     def hides(self, batch: Batch) -> bool:
         """Whether a batch that `next` returned is shown to nobody: a marker, or aborted records where only `committed` ones are wanted."""
         if not batch.attributes & TRANSACTIONAL:
@@ -202,7 +207,7 @@ class LogReader:
             view = None  # nothing to read yet: the file is opened when there is
         elif view is None or view.header.base_offset != bases[at]:
             view = self._open(bases[at], min(limit, high_watermark))
-        position = 0
+        position = words[POSITION]  # where the next batch will stand
         if view is not None:
             ahead = view.size if limit != _NO_LIMIT else words[POSITION]
             if words[TURN] != turn:

@@ -588,7 +588,10 @@ class ReplicatedLog(Replicas):
         """Fill the slots of a partition that was just made, so that its first use is no recovery."""
         state = self.state
         for broker in state.replicas:
-            self.on(broker).initialise(timeout)
+            try:
+                self.on(broker).initialise(timeout)
+            except BROKEN:
+                pass  # it is out, or just lost: its start, or the first use of its replica, finds out
         if not self.leadership[VERSION]:
             self.apply(state, timeout, 0)
 

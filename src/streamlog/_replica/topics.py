@@ -18,7 +18,7 @@ from streamlog.errors import (
     InvalidPartitionsError,
     InvalidReplicationFactorError,
     InvalidTopicError,
-    StorageError,
+    StreamlogError,
     StreamlogTimeoutError,
     TopicAlreadyExistsError,
     UnknownTopicOrPartitionError,
@@ -119,11 +119,15 @@ def delete(home: Home, name: str, timeout: float) -> None:
                     directory = home.directory(topic.name, number, broker)
                     if files.exists(directory):
                         taken.append(directories.take_away(home, directory, topic.topic_id))
-                except (StorageError, OSError):
+                except (StreamlogError, OSError):
                     if not home.is_replicated:
-                        raise  # of several brokers one may be out: its next start finishes the deletion
+                        raise  # of several brokers one may be out: `repair` finishes the deletion
         for broker in home.brokers:
-            taken.extend(directories.take_leftovers(home, directories.leftovers(home, broker)))
+            try:
+                taken.extend(directories.take_leftovers(home, directories.leftovers(home, broker)))
+            except (StreamlogError, OSError):
+                if not home.is_replicated:
+                    raise
         if held_up:
             raise StreamlogTimeoutError(f"topic {name!r} is deleted, but a process is still inside it: {held_up}")
 
@@ -138,7 +142,7 @@ def _remove(home: Home, taken: list[str]) -> None:
     for directory in taken:
         try:
             directories.remove(home, [directory])
-        except (StorageError, OSError):
+        except (StreamlogError, OSError):
             if not home.is_replicated:
                 raise
 

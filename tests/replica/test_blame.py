@@ -1,0 +1,170 @@
+"""Whose failure it is: the broker that an error is about fails, no other, and what can go on without it does."""
+
+import errno
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+import streamlog
+from conftest import values_of
+from replica.clusters import WRITES, Disks, brokers, log_of, lose
+from streamlog._replica import checkpoints
+from streamlog.testing import open as open_with
+
+
+def states(log: streamlog.Cluster) -> list[str]:
+    return [broker.state for broker in log.brokers()]
+
+
+@pytest.mark.parametrize("op", ["write", "read"])
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_path_inside_another_path_blames_nobody(op: str, order: int, place: Path) -> None:
+    paths = [place / "data", place / "mnt/data", place / "mnt/other"]
+    (place / "mnt").mkdir()
+    fs = Disks()
+    with open_with(place / "home", fs=fs, brokers=paths) as log:
+        log.create_topic("t", replication_factor=3)
+        if order:
+            log.reassign_partitions({("t", 0): [1, 0, 2]})
+        with log.producer(linger_ms=0) as producer:
+            producer.send("t", b"1").result()
+            fs.fail_when("write", f"{paths[1]}/t-0/*", times=10**9)
+            fs.fail_when("read", f"{paths[1]}/*", times=10**9)
+            producer.send("t", b"2").result()
+            wait_until(lambda: states(log) == ["online", "failed", "online"])
+            fs.clear()
+        log.start_broker(1)
+        assert values_of(log) == [b"1", b"2"]
+
+
+def wait_until(ready) -> None:
+    deadline = time.monotonic() + 20
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+ACTIONS = {
+    "create_topic": lambda log: log.create_topic("new", partitions=3, replication_factor=2),
+    "add_partitions": lambda log: log.topic("t").add_partitions(4),
+    "group": lambda log: log.consumer("t", group_id="g", auto_offset_reset="earliest").poll(timeout_ms=100),
+    "transaction": lambda log: log.producer(transactional_id="x").init_transactions(),
+    "producer id": lambda log: log.producer().send("t", b"2").result(),
+    "delete_topic": lambda log: log.delete_topic("t"),
+    "maintain": lambda log: log.maintain(),
+}
+
+
+@pytest.mark.parametrize("how", ["gone", "full", "failing", "read-only"])
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+def test_what_makes_directories_goes_on_without_a_broker_that_cannot(action: str, how: str, place: Path) -> None:
+    fs = Disks()
+    with brokers(place, 3, fs) as log:
+        log.create_topic("t", partitions=1, replication_factor=3)
+        with log.producer(linger_ms=0) as producer:
+            producer.send("t", b"1").result()
+        if how == "gone":
+            shutil.move(place / "log/broker-0", place / "away")
+        else:
+            number = {"full": errno.ENOSPC, "failing": errno.EIO, "read-only": errno.EROFS}[how]
+            fs.fail(0, number, WRITES)
+        for _ in range(2):
+            try:
+                ACTIONS[action](log)
+            except (streamlog.InvalidPartitionsError, streamlog.UnknownTopicOrPartitionError, streamlog.TopicAlreadyExistsError):
+                assert _, "only the second time"
+        fs.heal()
+        if how == "gone":
+            if (place / "log/broker-0").exists():
+                shutil.rmtree(place / "log/broker-0")
+            shutil.move(place / "away", place / "log/broker-0")
+        log._refreshed()
+        for broker in log.brokers():
+            if broker.state != "online":
+                log.start_broker(broker.broker)
+        for topic in log.topics(internal=True):
+            if topic != "__cluster_metadata":
+                for partition in log.topic(topic).describe().partitions:
+                    assert partition.leader >= 0
+
+
+def test_one_broker_whose_directory_is_gone_is_an_error_of_ours(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        shutil.move(place / "log/broker-0", place / "away")
+        with pytest.raises(streamlog.StreamlogError):
+            log.create_topic("u")
+        shutil.move(place / "away", place / "log/broker-0")
+
+
+def test_a_commit_goes_on_though_a_directory_vanishes_under_its_fold(place: Path) -> None:
+    with brokers(place) as log:
+        log.create_topic("t", replication_factor=3)
+        with log.producer(transactional_id="x") as producer, streamlog.open(place / "log") as other:
+            producer.init_transactions()
+            for number in range(3):
+                with producer.transaction():
+                    producer.send("t", b"%d" % number)
+                with other.producer(transactional_id=f"other{number}") as second, second.transaction():
+                    second.send("t", b"x")
+            leader = log_of(log, "__transaction_state").state.leader
+            with producer.transaction():
+                producer.send("t", b"last").result()
+                lose(place, leader)
+            assert b"last" in values_of(log)
+            log.stop_broker(leader) if log.brokers()[leader].state == "online" else None
+            log.repair_broker(leader)
+
+
+def test_waiting_for_a_leader_ends(place: Path) -> None:
+    with brokers(place, transaction_state_log_num_partitions=1) as log:
+        log.create_topic("t", replication_factor=3)
+        with log.producer(transactional_id="x") as producer:
+            producer.init_transactions()
+        state = log_of(log, "__transaction_state")
+        home = log._home
+        from streamlog._replica import election
+
+        nobody = election.changed(state.state, leader=-1, in_sync=(), eligible=())
+        home.controller._decide(lambda: {state._key: nobody}, 10.0)
+        producer = log.producer(transactional_id="y")
+        began = time.monotonic()
+        with pytest.raises(streamlog.NotLeaderOrFollowerError):
+            producer.init_transactions(timeout=1)
+        assert time.monotonic() - began < 20
+        assert {finding.invariant for finding in streamlog.check(log)} == {"I16"}
+        assert any("has no leader" in finding.message for finding in streamlog.check(log))
+        log.elect_leaders(unclean=True)
+        producer.init_transactions()
+        producer.close()
+        for broker in range(3):
+            home.controller.bring_in(state, broker, 10.0)
+
+
+def test_a_checkpoint_that_another_process_writes_is_left_for_later(place: Path) -> None:
+    with brokers(place) as log, streamlog.open(place / "log") as other:
+        log.create_topic("t", replication_factor=3)
+        with log.producer(linger_ms=0) as producer:
+            producer.send("t", b"1").result()
+
+        for broker in range(3):
+            lock = checkpoints._lock(other._home, broker)
+            assert lock.file.try_exclusive(lock.index)
+            log._home._next_save = log._home.next_tick = 0.0
+            log._home.tick()
+            lock.file.unlock(lock.index)
+
+
+def test_start_broker_waits_for_no_other_broker(place: Path) -> None:
+    with brokers(place) as log:
+        with log.consumer(group_id="g") as consumer:
+            consumer.subscribe(pattern="t")
+            consumer.poll()
+        log.stop_broker(2)
+        log.timeout = 5.0
+        began = time.monotonic()
+        log.start_broker(2)
+        log.start_broker(1)
+        assert time.monotonic() - began < 20
