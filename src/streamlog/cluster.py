@@ -40,6 +40,7 @@ from streamlog._replica.metadata import Metadata, TopicMetadata
 from streamlog.config import ClusterConfig, TopicConfig
 from streamlog.errors import (
     ClosedError,
+    ConcurrentModificationError,
     ConfigurationError,
     InvalidConfigError,
     InvalidPartitionsError,
@@ -52,6 +53,7 @@ from streamlog.topic import Topic
 from streamlog.types import ClusterDescription
 
 MAX_PARTITIONS = 10_000
+_PATIENCE = 5.0  # seconds that `close` waits for the thread of a consumer to notice
 
 
 def open(  # noqa: A001  (streamlog.open is the contract)
@@ -272,10 +274,10 @@ class Cluster:
         return Topic(self, name, self._refreshed().topic(name).topic_id, key=key, value=value)
 
     def topics(self, internal: bool = False) -> list[str]:
-        """Names of the topics, sorted; with `internal` also streamlog's own."""
+        """Names of the topics, sorted; with `internal` also those that streamlog keeps groups and transactions in."""
         found = self._refreshed().topics
         if internal:
-            return sorted([*found, names.METADATA_TOPIC])
+            return sorted(found)
         return sorted(name for name in list(found) if name not in names.INTERNAL_TOPICS)  # a signal handler may fold meanwhile
 
     def delete_topic(self, name: str) -> None:
@@ -616,6 +618,9 @@ class Cluster:
         for child in sorted(self._children, key=lambda child: hasattr(child, "subscribe")):
             try:
                 child.close()
+            except ConcurrentModificationError as error:
+                if not child.close_from_outside(_PATIENCE):  # type: ignore[union-attr]
+                    first = first or error
             except Exception as error:
                 first = first or error
         if first is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from _thread import RLock
 from operator import length_hint
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from streamlog.metrics import ConsumerMetrics
     from streamlog.record_batch import RecordBatch
 
+from streamlog._client import ends
 from streamlog._client.cursor import Cursor
 from streamlog._client.exclusive import AT_ONCE, exclusive
 from streamlog._client.fetcher import Fetcher
@@ -32,8 +32,7 @@ from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset
 from streamlog._log.state import OPEN
-from streamlog._os import process
-from streamlog._os.clock import monotonic
+from streamlog._os.clock import monotonic, sleep
 from streamlog._os.wake import Bell
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
@@ -97,7 +96,7 @@ class Consumer:
         self._handling: BaseException | None = None  # the exception that was being handled at the last poll: not the loop's
         if groups is not None:
             self._fetcher.committed, self._fetcher.generation = self._committed_of, self._generation
-        _consumers.add(self)
+        ends.remember_consumer(self)
 
     def __enter__(self) -> Consumer:
         return self
@@ -532,7 +531,7 @@ class Consumer:
                     self._fetcher.hand_over()
                     self._meter.fetched(found, self._fetcher.read)
                     return found
-                if not self._fetcher.wait(deadline, self._other_bells(), self._is_called):
+                if not self._fetcher.wait(deadline, self._other_bells(), self._is_called, self._wakes_at()):
                     return []
         finally:
             self._fetching = False
@@ -559,6 +558,12 @@ class Consumer:
             member.beat_poll(max(1, int(1000 * (self._next_commit - monotonic()))))
             if member.is_due():
                 self._follow_group(member, deadline)
+
+    def _wakes_at(self) -> float:
+        """When a sleeping poll has to commit, or to show that it lives (monotonic s)."""
+        if self._groups is None:
+            return float("inf")
+        return min(self._next_commit, monotonic() + self.config.max_poll_interval_ms / 4000)
 
     def _is_called(self) -> bool:
         """Whether a sleeping poll has something else to do than to take records."""
@@ -606,11 +611,17 @@ class Consumer:
         self._chunk, self._chunk_left, self._counted = records, iter(records), 0
         return bool(records)
 
+    def _forget_parent(self) -> None:
+        """In a forked child: this consumer, and what it has fetched, are the parent's."""
+        self._renew_lock()
+        list(self._chunk_left)  # a running loop finds its records at an end
+        self._chunk, self._chunk_cursors = [], []
+        self._closed_reason = "it belongs to the process that this one was forked from"
+
     def wakeup(self) -> None:
         """End a `poll` of another thread, or the next one, with WakeupError.  Any thread may call it."""
         self._woken = True
-        for bell in [self._home.bell, self._metadata.log.bell, *(cursor.log.bell for cursor in self._fetcher.rotation[:1])]:
-            bell.ring()
+        self._ring()
 
     # ---- positions -------------------------------------------------------------------------------------------------------------
 
@@ -716,9 +727,8 @@ class Consumer:
         """The first record at or after a time (ms), by partition; None where there is none."""
         if not hasattr(times, "values"):
             raise ConfigurationError(f"times={times!r}: a mapping of partitions to milliseconds is wanted")
-        found = zip(self._logs(times), times.values())
-        committed = self._committed_only
-        return {tp: offset_for_time(log, timestamp_ms, self._timeout, committed=committed) for (tp, log), timestamp_ms in found}
+        found, only = zip(self._logs(times), times.values()), self._committed_only
+        return {tp: offset_for_time(log, timestamp_ms, self._timeout, committed=only) for (tp, log), timestamp_ms in found}
 
     @exclusive()
     def _logs(self, partitions: Iterable[Any]) -> list[tuple[TopicPartition, Log]]:
@@ -750,6 +760,20 @@ class Consumer:
             if True in held:
                 self._release()
 
+    def close_from_outside(self, timeout: float) -> bool:
+        """The cluster is closed while another thread is inside a call: that thread closes the consumer when the call ends; whether it has."""
+        self._close_asked = True, timeout
+        deadline = monotonic() + timeout
+        while not self._closed_reason and monotonic() < deadline:
+            self._ring()
+            sleep(0.002)
+        return bool(self._closed_reason)
+
+    def _ring(self) -> None:
+        """End the sleep of a poll."""
+        for bell in [self._home.bell, self._metadata.log.bell, *(cursor.log.bell for cursor in self._fetcher.rotation[:1])]:
+            bell.ring()
+
     def _close(self, autocommit: bool, deadline: float) -> None:
         self._close_asked = None
         if self._chunk:
@@ -769,19 +793,5 @@ class Consumer:
         finally:
             self._closed_reason = self._closed_reason or "close() was called"
             self._chunk, self._chunk_left = [], iter(())
+            self._fetcher.close()
             self._busy = False
-
-
-_consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for consumer in list(_consumers):
-        consumer._renew_lock()
-        list(consumer._chunk_left)  # a running loop finds its records at an end: they are the parent's
-        consumer._chunk, consumer._chunk_cursors = [], []
-        consumer._closed_reason = "it belongs to the process that this one was forked from"
-    _consumers.clear()
-
-
-process.after_fork_in_child(_after_fork_in_child)

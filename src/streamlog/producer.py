@@ -494,6 +494,16 @@ class Producer(Accumulator):
         finally:
             self._abandon("close() was called")
 
+    def end_with_process(self) -> None:
+        """The process ends: write what is left, and from now on each record at once, since no thread comes after.  A transaction is aborted."""
+        if self._manager is not None:
+            self.close()
+        elif not self._closed_reason:
+            self._unbatched = True
+            self.flush()
+            if self._gives_way and not self._acks_all and not self._home.closed:
+                self._home.fetcher.pay(self._delivery)
+
     # ---- bulk ----------------------------------------------------------------------------------------------------------------
 
     def send_batch(

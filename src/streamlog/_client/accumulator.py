@@ -314,6 +314,7 @@ class Accumulator:
         for lane in list(self._active):
             self._give_up(lane)
         self._sender.keeper = None
+        self._known_targets = {}  # no circle keeps what is mapped
 
     def _give_up(self, lane: Lane) -> None:
         """Fail what is left of a lane, unless another thread has its turn: that one comes here afterwards."""

@@ -260,6 +260,7 @@ class Coordinator:
     def delete(self, timeout: float) -> None:
         """Delete the group and its offsets.  Raises NonEmptyGroupError."""
         self.change(timeout, lambda group: (apply(self.tidied(group, ""), Delete()), None))
+        self.home.deleted_groups.add(self.group_id)
 
     def maintain(self, timeout: float) -> None:
         """Write down which offsets have expired; a group that is empty and has none left goes."""

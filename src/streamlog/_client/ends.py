@@ -9,11 +9,13 @@ from _thread import allocate_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from streamlog.consumer import Consumer
     from streamlog.producer import Producer
 
 from streamlog._os import process
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
+_consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()
 _registered: set[int] = set()
 
 
@@ -23,7 +25,15 @@ def remember(producer: Producer) -> None:
     _finalize_at_exit()
 
 
+def remember_consumer(consumer: Consumer) -> None:
+    """See to a consumer when the process forks."""
+    _consumers.add(consumer)
+
+
 def _after_fork_in_child() -> None:
+    for consumer in list(_consumers):
+        consumer._forget_parent()
+    _consumers.clear()
     for producer in list(_producers):
         producer._lock, producer._busy = allocate_lock(), False
         producer._closed_reason = "it belongs to the process that this one was forked from"
@@ -33,12 +43,15 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    """Write what is left, or say how much was lost."""
+    """Write what is left, or say how much was lost.
+
+    What handlers send that run after this one (`logging.shutdown`, hooks that were registered earlier) is written at once.
+    """
     for producer in list(_producers):
         try:
             for lane in list(producer._active) if producer._closed_reason else ():
                 lane.drain(wait=True)  # closed inside its own append
-            producer.close()
+            producer.end_with_process()
         except Exception as error:
             sys.stderr.write(f"streamlog: {producer!r} lost {producer.dropped} records at exit: {error}\n")
 

@@ -35,6 +35,11 @@ _PATIENCE = 0.1  # seconds that such a look waits for a lock
 _OPEN_VIEWS = 96  # partitions of a consumer whose file is mapped at one time (H11)
 
 
+def _no_generation() -> int:
+    """There is no group."""
+    return -1
+
+
 class Fetcher:
     """The partitions that a consumer reads.  Belongs to its thread."""
 
@@ -50,7 +55,7 @@ class Fetcher:
         """Partitions that this call has taken something of, and where they stood before."""
         self.committed: Callable[[Cursor], CommittedOffset | None] | None = None
         """Where the group was, if there is one."""
-        self.generation: Callable[[], int] = lambda: -1
+        self.generation: Callable[[], int] = _no_generation
         """The group's generation now."""
         self.read = 0
         """Bytes of the batches that were read, as they are stored."""
@@ -70,6 +75,12 @@ class Fetcher:
         self.unplaced = True
         self._views = {}
         self._waiter = None
+        self.taken = []
+
+    def close(self) -> None:
+        """The consumer is closed: no circle keeps what is mapped."""
+        self.set_cursors({})
+        self.committed, self.generation = None, _no_generation
 
     def place(self) -> None:
         """Give every partition its position, paused ones too, before anything is read: what is written from now on comes after "latest".
@@ -318,8 +329,8 @@ class Fetcher:
 
     # ---- waiting ---------------------------------------------------------------------------------------------------------------
 
-    def wait(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> bool:
-        """Sleep until there may be something to read, or `ready()` after one of the bells `also`; False at the deadline."""
+    def wait(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool], wake_at: float = float("inf")) -> bool:
+        """Sleep until there may be something to read, `ready()` after one of the bells `also`, or `wake_at`; False at the deadline."""
         now = monotonic()
         if now >= deadline:
             return False
@@ -335,7 +346,8 @@ class Fetcher:
                     return True
         if self._waiter is None:
             self._waiter = Waiter(self._bells(also))
-        self._waiter.wait(min(deadline - now, _LOOK_EVERY) if held_up else deadline - now, lambda: ready() or self.anything())
+        until = min(deadline, wake_at, now + _LOOK_EVERY if held_up else deadline)
+        self._waiter.wait(max(0.0, until - now), lambda: ready() or self.anything())
         return True
 
     def _held_up_logs(self) -> list[Log]:

@@ -16,7 +16,7 @@ from streamlog._client.internal_topic import InternalTopic
 from streamlog._client.offsets import by_topic_id
 from streamlog._client.timers import Timers
 from streamlog._client.transaction_coordinator import TransactionCoordinator
-from streamlog._coord.group import EMPTY
+from streamlog._coord.group import DEAD, EMPTY
 from streamlog._coord.group_file import GroupFile
 from streamlog._coord.offsets import OffsetsLog
 from streamlog._format import names
@@ -24,7 +24,7 @@ from streamlog._log.reader import end_offset
 from streamlog._os import files
 from streamlog._os.locks import LockFile
 from streamlog._replica.home import Home
-from streamlog.errors import ConfigurationError, GroupIdNotFoundError
+from streamlog.errors import ConfigurationError, GroupIdNotFoundError, UnknownTopicOrPartitionError
 from streamlog.types import GroupDescription, GroupListing, MemberDescription, OffsetAndMetadata, TopicPartition
 
 
@@ -89,7 +89,12 @@ class Groups:
             MemberDescription(member.member_id, member.group_instance_id, member.client_id, member.pid, frozenset(member.owned)) for member in members
         )
         committed = {tp: found.public() for tp, found in sorted(offsets.items())}
-        lag = {tp: max(0, self._end(tp, timeout) - found.offset) for tp, found in committed.items()}
+        lag = {}
+        for tp, at in committed.items():
+            try:
+                lag[tp] = max(0, self._end(tp, timeout) - at.offset)
+            except UnknownTopicOrPartitionError:
+                continue  # deleted meanwhile
         return GroupDescription(group_id, group.state, group.generation, group.assignor, described, committed, lag)
 
     def _end(self, tp: TopicPartition, timeout: float) -> int:
@@ -113,8 +118,13 @@ class Groups:
             self.coordinator(group_id, timeout).maintain(timeout)
 
     def close(self) -> None:
-        """Stop the timers; the home closes the files."""
+        """Stop the timers; the home closes the files.  The last process that leaves removes the state of groups that it deleted."""
         self.timers.close()
+        deleted, self.home.deleted_groups = self.home.deleted_groups, set()
+        if deleted and self.home.is_last():
+            for group_id in deleted:
+                if self._state(group_id, 1.0) == DEAD:
+                    self.home.fs.unlink(f"{self.home.path}/{names.RUN}/{names.group(group_id)}")
 
 
 def check_group_id(group_id: object) -> None:

@@ -136,6 +136,8 @@ def checked_sender(sender: Any) -> GroupMetadata:
 
 def _checked_offset(given: Any) -> OffsetAndMetadata:
     found = given if isinstance(given, OffsetAndMetadata) else OffsetAndMetadata(given)
+    if found.metadata is None:
+        found = found._replace(metadata="")
     for number, least in ((found.offset, 0), (0 if found.leader_epoch is None else found.leader_epoch, -1)):
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**63:
             raise ConfigurationError(f"offset {given!r}: a whole number from 0, or OffsetAndMetadata, is wanted")

@@ -320,6 +320,8 @@ class Membership:
         targets: dict[str, frozenset[TopicPartition]] = {}
         try:
             for member_id, partitions in answer.items():
+                if member_id not in names:
+                    raise InvalidStateError(f"assignor {assignor.name!r} gave partitions to {member_id!r}, who is no member")
                 given = [_checked(*tp) for tp in partitions]
                 targets[member_id] = frozenset(given)
                 unwanted = {tp for tp in given if member_id in names and tp.topic not in names[member_id]}

@@ -7,7 +7,7 @@ from streamlog._coord.transaction import Expire, Fence, Transaction, apply
 from streamlog._log.aborted import open_transactions
 from streamlog._log.log import Log
 from streamlog._os.clock import left, monotonic
-from streamlog.errors import ConfigurationError, StreamlogError, TransactionalIdNotFoundError
+from streamlog.errors import ConfigurationError, StreamlogError, TransactionalIdNotFoundError, UnknownTopicOrPartitionError
 from streamlog.types import HangingTransaction, TopicPartition, TransactionDescription, TransactionListing
 
 
@@ -52,8 +52,14 @@ def hanging(coordinator: TransactionCoordinator, timeout: float) -> list[Hanging
     home = coordinator.home
     home.refresh(timeout)
     topics = sorted(home.metadata.topics.values(), key=lambda topic: topic.name)
-    logs = [home.log(topic, partition, timeout) for topic in topics for partition in range(topic.partitions)]
-    return [each for log in logs for each in _hanging_in(coordinator, log, timeout)]
+    found: list[HangingTransaction] = []
+    for topic in topics:
+        try:
+            for partition in range(topic.partitions):
+                found += _hanging_in(coordinator, home.log(topic, partition, timeout), timeout)
+        except UnknownTopicOrPartitionError:
+            continue  # deleted meanwhile
+    return found
 
 
 def _hanging_in(coordinator: TransactionCoordinator, log: Log, timeout: float) -> list[HangingTransaction]:
@@ -92,7 +98,10 @@ def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:
         except StreamlogError as error:
             trouble = trouble or error
     for each in hanging(coordinator, timeout):
-        end_hanging(coordinator, each.topic, each.partition, each.first_offset, timeout)
+        try:
+            end_hanging(coordinator, each.topic, each.partition, each.first_offset, timeout)
+        except (UnknownTopicOrPartitionError, TransactionalIdNotFoundError):
+            continue  # deleted, or ended by somebody else
     if trouble is not None:
         raise trouble
 

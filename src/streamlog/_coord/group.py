@@ -296,8 +296,11 @@ def claim_is_open(group: Group, event: ClaimTarget) -> None:
 
 
 def is_current(group: Group, event: Install) -> None:
-    """What the target depends on has not changed since it was begun to compute: compare-and-swap (H35)."""
-    if event.epoch != group.epoch:
+    """What the target depends on has not changed since it was begun to compute: compare-and-swap (H35).
+
+    A static member that comes back is another member of the same epoch.
+    """
+    if event.epoch != group.epoch or not event.targets.keys() <= group.members.keys():
         raise RebalanceInProgressError(f"group {group.group_id!r} changed while its target was computed")
 
 
@@ -305,8 +308,6 @@ def is_sane(group: Group, event: Install) -> None:
     """Each partition goes to at most one member, who subscribed to it.  An assignor may be anybody's."""
     seen: dict[TopicPartition, str] = {}
     for member_id, partitions in event.targets.items():
-        if member_id not in group.members:
-            raise InvalidStateError(f"assignor {event.assignor!r} gave partitions to {member_id!r}, who is no member")
         for tp in partitions:
             if tp in seen:
                 raise InvalidStateError(f"assignor {event.assignor!r} gave {tp} to both {seen[tp]!r} and {member_id!r}")
@@ -384,8 +385,9 @@ def _join(group: Group, event: Join) -> Group:
         return group._replace(epoch=group.epoch + 1)
     if not group.members:
         group = group._replace(assign_at_ms=event.now_ms + event.delay_ms, assign_until_ms=event.now_ms + member.max_poll_interval_ms)
-    elif event.now_ms < group.assign_at_ms:
-        group = group._replace(assign_at_ms=min(event.now_ms + event.delay_ms, group.assign_until_ms))
+    elif group.assign_at_ms - event.delay_ms <= event.now_ms < group.assign_at_ms:
+        # as in Kafka: once for each time that the delay has run, however many join in it (InitialDelayedJoin)
+        group = group._replace(assign_at_ms=min(group.assign_at_ms + event.delay_ms, group.assign_until_ms))
     return _with(group, member, epoch=group.epoch + 1)
 
 

@@ -155,6 +155,7 @@ class PartitionLog(Log):
         """Close the files; nobody uses the log any more."""
         self.forget()
         self._close_sync_fd()
+        self.producers.close()
 
     def check_place(self) -> None:
         """Let go of files whose directory was removed or replaced under our feet: the next append looks again (H8)."""

@@ -280,6 +280,10 @@ class ProducerStateManager:
         self.snapshot_is_due = False  # `take_snapshot` should be called
         self._snapshot_at = -1  # position in the active segment from which the bytes to the next snapshot are counted; -1: not begun
 
+    def close(self) -> None:
+        """The log is not used any more: no circle keeps its shared words mapped."""
+        del self._log
+
     def rolled(self) -> None:
         """The log goes on in a new segment of ours: a snapshot is due.  In one of another process that one sees to it."""
         self._snapshot_at, self.snapshot_is_due = 0, True

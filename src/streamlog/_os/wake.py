@@ -2,8 +2,8 @@
 
 The waiter reads the bell, raises the flag, passes a `membarrier`, looks again, and sleeps in a futex on the bell's old value.
 The publisher stores what it publishes, reads the flag, and only if it is up clears it, stores a fresh value and wakes all.
-The barrier takes the place of the one that the publisher does not pay for.  No sleep is longer than `BOUND`, so a lost
-wake-up, were there one, costs that much; without futexes a waiter polls.
+The barrier takes the place of the one that the publisher does not pay for.  No sleep is longer than `BOUND`: that is how late a waiter hears of a
+record whose publisher was killed before it rang.  Without futexes a waiter polls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 from streamlog._os.clock import monotonic, monotonic_ns, sleep
 from streamlog._os.mapping import Page
 
-BOUND = 0.05  # seconds
+BOUND = 1.0  # seconds
 _POLL = 0.0005  # seconds between looks where the kernel offers no better
 MAX_BELLS = 120  # futex_waitv takes 128
 
@@ -87,7 +87,7 @@ class Waiter:
     def wait(self, timeout: float, ready: Callable[[], bool]) -> None:
         """Sleep until a bell rings, at most `timeout` and `BOUND` seconds; not at all if `ready()`.
 
-        May return early.  Ctrl-C is seen at the latest after `BOUND`.
+        May return early; a signal ends it.
         """
         timeout = min(timeout, BOUND)
         values = [halves[index] for halves, index in self._flags]
@@ -99,7 +99,7 @@ class Waiter:
         if not _registered or not self._bells:
             self._poll(timeout, ready)
         elif len(values) == 1:
-            span = _Timespec(0, int(timeout * 1e9))
+            span = _Timespec(int(timeout), int(timeout % 1 * 1e9))
             address = ctypes.c_void_p(self._bells[0].address)
             _waiting_syscall(_futex, address, _FUTEX_WAIT, ctypes.c_uint32(values[0]), ctypes.byref(span), 0, 0)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import weakref
 from _thread import RLock, get_ident
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ from streamlog._os.files import FileSystem
 from streamlog._os.locks import METADATA, PARTITION, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
 from streamlog._replica import description, leadership
-from streamlog._replica import metadata as metadata_log
 from streamlog._replica.brokers import Broker, read_properties
 from streamlog._replica.description import FORMAT_VERSION, Description
 from streamlog._replica.election import change_record, created
 from streamlog._replica.home_log import HomeLog
-from streamlog._replica.metadata import Metadata, TopicMetadata
+from streamlog._replica.metadata import STOPPED, TOPIC_ID, Metadata, TopicMetadata
 from streamlog.config import ClusterConfig
 from streamlog.errors import (
     ClosedError,
@@ -55,7 +55,7 @@ from streamlog.errors import (
 
 _STATE = struct.Struct("<4sB3xQQQ")  # magic, version, boot id, device and inode of this very file
 _STATE_MAGIC = b"SLR1"
-_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _AGREED, _PROCESSES = 8, 9, 10, 11, 12, 13, 14, 64  # words of cluster.state
+_CLOCK, _BELL, _NEXT_ID, _END_ID, _RUN_ID, _MOUNT, _AGREED, _HOLDER, _PROCESSES = 8, 9, 10, 11, 12, 13, 14, 17, 64  # words of cluster.state
 _ID_BLOCK = 1000  # producer ids that one metadata record gives away, as in Kafka
 _STATE_BYTES = 4 * files.PAGE
 _MAX_PROCESSES = _STATE_BYTES // 8 - _PROCESSES
@@ -104,6 +104,7 @@ class Home:
         self.description = Description("", {}, {})
         self.brokers: dict[int, Broker] = {}
         self.quorum: Quorum | None = None
+        self.deleted_groups: set[str] = set()
         self._broker_locks: dict[int, LockFile] = {}
         self.next_tick = monotonic() + _TICK
         self._next_save = monotonic() + _SAVE
@@ -132,7 +133,8 @@ class Home:
         self._claim_process()
         self.clock = Clock(self._page.words, _CLOCK, _AGREED)
         self.bell = Bell(self._page, _BELL * 2)
-        lock = ByteLock(self.run_locks, 0, METADATA, lambda: "the metadata lock of the cluster")
+        holder = self._page.words[_HOLDER : _HOLDER + 1]
+        lock = ByteLock(self.run_locks, 0, METADATA, partial(locks.describe, "metadata lock of the cluster", holder, 0))
         if self.is_replicated:
             from streamlog._replica.controller import Controller  # here: a third of a cold start, which one broker does without
             from streamlog._replica.fetcher import Fetcher
@@ -142,8 +144,8 @@ class Home:
             self.quorum = self._make_quorum(lock)
             self.metadata = Metadata(self.quorum, lock, quorum=True)
         else:
-            self.metadata = Metadata(self.log(TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {}), 0, timeout), lock)
-        self.metadata.now_ms = self.clock.now_ms
+            self.metadata = Metadata(self.log(TopicMetadata(names.METADATA_TOPIC, TOPIC_ID, 1, {}), 0, timeout), lock)
+        self.metadata.now_ms, self.metadata.holder = self.clock.now_ms, holder
         if self.quorum is not None:
             self._join_quorum(self.quorum, lock, unopened, timeout)
         if self._reads_metadata:
@@ -174,15 +176,15 @@ class Home:
         return unopened
 
     def _make_quorum(self, lock: ByteLock) -> Quorum:
-        files_ = self._open_topic(metadata_log.TOPIC_ID, 60.0)
-        topic = TopicMetadata(names.METADATA_TOPIC, metadata_log.TOPIC_ID, 1, {})
+        files_ = self._open_topic(TOPIC_ID, 60.0)
+        topic = TopicMetadata(names.METADATA_TOPIC, TOPIC_ID, 1, {})
         if len(self.brokers) == 2:
             self._make_home_copy()
-        lock_byte = names.lock_bytes(metadata_log.TOPIC_ID) + 2
+        lock_byte = names.lock_bytes(TOPIC_ID) + 2
         from streamlog._replica.quorum import Quorum
 
         return Quorum(
-            self.fs, metadata_log.TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
+            self.fs, TOPIC_ID, self._leadership(files_, 0, 60.0), self._partition_locks, lock_byte,
             lambda broker: self._replica(files_, topic, 0, broker), self.voters, self._is_out, self.config.replica_lag_time_max_ms,
             lock, self.clock.now_ms,
         )  # fmt: skip
@@ -195,13 +197,13 @@ class Home:
     def _is_out(self, broker: int) -> str:
         known, opened = self.metadata.brokers.get(broker), self.brokers.get(broker)
         if opened is not None and opened.lock_file is None and not (known is not None and known.is_online and self._reopens(broker)):
-            return metadata_log.STOPPED  # nothing is written to what could not be opened
+            return STOPPED  # nothing is written to what could not be opened
         return "" if known is None or known.is_online else known.state
 
     def _make_home_copy(self) -> None:
         directory = self.directory(names.METADATA_TOPIC, 0, leadership.HOME)
         if not files.is_directory(directory):
-            partition_log.create(self.fs, directory, metadata_log.TOPIC_ID, 0)
+            partition_log.create(self.fs, directory, TOPIC_ID, 0)
             self.fs.sync_dir(self.path)
 
     def _join_quorum(self, quorum: Quorum, lock: ByteLock, unopened: dict[int, Exception], timeout: float) -> None:
@@ -566,15 +568,15 @@ class Home:
             self._sources.pop(oldest, None)
             oldest[0].forget_sources(oldest[1])
 
-    def release_topic(self, topic_id: bytes) -> None:
-        """Close a topic's files."""
+    def release_topic(self, topic_id: bytes, *, unused: bool = False) -> None:
+        """Close a topic's files; if `unused`, nobody but the caller has had its logs."""
         with self._lock:
             found = self._topics.pop(topic_id, None)
             if found is not None:
                 for log in found.logs.values():
                     for replica in log.used_replicas().values():
                         open_files.closed(replica)
-                    log.release_files()
+                    log.close() if unused else log.release_files()
                 for key in [key for key in list(self._sources) if key[0].topic_id == topic_id]:
                     self._sources.pop(key, None)
 
@@ -588,7 +590,7 @@ class Home:
                 if broker.lock_file is None and (known := self.metadata.brokers.get(number)) is not None and known.is_online:
                     self._reopens(number)  # another process brought it back
         for topic_id in [topic_id for topic_id in self._topics if topic_id not in self.metadata.by_id]:
-            if topic_id != metadata_log.TOPIC_ID:
+            if topic_id != TOPIC_ID:
                 self.release_topic(topic_id)
 
     def all_logs(self) -> Iterator[PartitionLog | ReplicatedLog]:
@@ -735,6 +737,10 @@ class Home:
                     if self.is_replicated:
                         self.fetcher.pay(1.0)
                     self._save_checkpoints(1.0)
+                    if self.metadata.removed and self.is_last():
+                        from streamlog._replica import run_files  # here: few processes delete topics
+
+                        run_files.sweep(self)
                 except (StreamlogError, OSError):
                     pass  # derived: it only spares a scan
                 self._page.words[_PROCESSES + self._process] = 0

@@ -34,6 +34,7 @@ from streamlog._log.log import Log
 from streamlog._log.pending import Pending
 from streamlog._log.state import FAILED as SYNC_FAILED
 from streamlog._log.state import HWM, SYNCED
+from streamlog._os import process
 from streamlog._os.locks import ByteLock, under
 from streamlog._replica.election import PartitionState
 from streamlog.config import TopicConfig
@@ -200,6 +201,13 @@ class Metadata(Fold):
         self.written()
 
     def _write(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
+        self.holder[0] = process.token()
+        try:
+            self._write_as_holder(timeout, decide, act)
+        finally:
+            self.holder[0] = 0
+
+    def _write_as_holder(self, timeout: float, decide: Callable[[], list[list[Any]]], act: Callable[[], None] | None) -> None:
         import msgpack
 
         self.log.catch_up(timeout)
@@ -218,6 +226,8 @@ class Metadata(Fold):
             act()
 
     now_ms: Callable[[], int]
+    holder: memoryview
+    """A shared word: the token of the process that holds the lock."""
 
     def topic(self, name: str, *, writable: bool = False) -> TopicMetadata:
         """A topic by name.  Raises UnknownTopicOrPartitionError, and where it is to be `writable` by users InvalidTopicError."""

@@ -161,7 +161,7 @@ def _initialise(home: Home, topic: TopicMetadata | None, first: int, timeout: fl
         for number in range(first, topic.partitions):
             home.log(topic, number, timeout).initialise(timeout)
         if not in_use:
-            home.release_topic(topic.topic_id)
+            home.release_topic(topic.topic_id, unused=True)
 
 
 def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, factor: int) -> list[list[Any]]:
