@@ -11,8 +11,8 @@ from streamlog._client import batch, fetcher, meter
 from streamlog._coord import group
 from streamlog._format import batch as fmt
 from streamlog._format import compression, names
-from streamlog._log import producer_state, state
-from streamlog._os import files, watch
+from streamlog._log import open_files, producer_state, state
+from streamlog._os import files, wake, watch
 from streamlog._replica import controller, home, leadership, replicas, topics
 from streamlog.cluster import MAX_PARTITIONS
 from streamlog.config import INT32_MAX, ClusterConfig, Config, ConsumerConfig, ProducerConfig, TopicConfig
@@ -41,10 +41,11 @@ README = [
 ARCHITECTURE = [
     f"`segment_bytes` is {default(TopicConfig, 'segment_bytes') // MIB} MiB (at least 4 KiB)",
     f"(`retention_ms={default(TopicConfig, 'retention_ms')}`)",
-    f"(at most {home._OPEN_LOGS} partitions at a time)",
-    f"(at most {fetcher._OPEN_VIEWS} at a time)",
-    f"in them (at most {watch._MOST})",
-    f"at most {home._OPEN_SOURCES} for leaders' files",
+    f"one {open_files._SHARE}th of the process's limit (RLIMIT_NOFILE), at least {open_files._FEWEST} and at most {open_files._MOST}",
+    f"at most {fetcher._OPEN_VIEWS} partitions of a consumer are mapped at one time",
+    f"A blocked `poll` wakes once in {wake.BOUND:.0f} second",
+    f"one for each other process in it (at most {watch._MOST})",
+    f"at most {home._OPEN_SOURCES} leaders' files are mapped to copy from",
     f"I/O below {files.SMALL_WRITE >> 10} KiB keeps the GIL",
     f"one for each segment and every {producer_state.SNAPSHOT_EVERY // MIB} MiB",
     f"only one in {home._ID_BLOCK:,} producers pays a sync",
@@ -76,7 +77,7 @@ GROUPS = [
     f"it probes the locks every {watch.PROBE * 1000:.0f} ms",
     f"at most {group.MAX_MEMBERS:,} members",
     f"The default assignor is {default(ConsumerConfig, 'partition_assignment_strategy')};",
-    f"tests compare {len(data('tests/coord/kafka_assignors.json'))} of its answers",
+    f"Tests compare {len(data('tests/coord/kafka_assignors.json'))} of its answers",
     "and a second later one of them tries again" if group.CLAIM_MS == 1000 else "?",
 ]
 PRODUCER = [

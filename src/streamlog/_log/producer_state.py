@@ -281,8 +281,9 @@ class ProducerStateManager:
         self._snapshot_at = -1  # position in the active segment from which the bytes to the next snapshot are counted; -1: not begun
 
     def close(self) -> None:
-        """The log is not used any more: no circle keeps its shared words mapped."""
-        del self._log
+        """The log is not used any more: no circle keeps its shared words mapped.  Closing twice is harmless."""
+        if hasattr(self, "_log"):
+            del self._log
 
     def rolled(self) -> None:
         """The log goes on in a new segment of ours: a snapshot is due.  In one of another process that one sees to it."""

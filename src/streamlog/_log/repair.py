@@ -77,7 +77,7 @@ def _begin_behind(log: PartitionLog, offset: int) -> str:
     words[DIRTY] = log.token
     if bases[at] != offset:
         _write_rest(log, bases[at], offset, bases[at + 1])
-    words[START] = offset  # before a name goes (H46)
+    words[START] = offset  # before a name goes
     kept = [base for base in log.segments() if base > offset]
     for base in bases:
         if base < offset:

@@ -13,7 +13,7 @@ sleep = time.sleep
 _time_ns = time.time_ns
 
 _TOLERANCE_MS = 60_000  # clocks that differ by less are taken for the same: NTP moves them by so much
-_CONFIRMED_MS = 3_600_000  # a clock that jumped is believed after an hour in which nobody has contradicted it (H57)
+_CONFIRMED_MS = 3_600_000  # a clock that jumped is believed after an hour in which nobody has contradicted it
 
 
 def _namespace_offsets() -> dict[str, int]:
