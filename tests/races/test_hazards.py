@@ -199,6 +199,7 @@ def small_disk(place: Path):
     subprocess.run(["umount", "-l", path], check=True)
 
 
+@pytest.mark.machine
 def test_h10_a_full_disk_is_an_error_and_the_same_producer_goes_on(small_disk: Path, read_all) -> None:
     with streamlog.open(small_disk / "log") as log:
         log.create_topic("t", segment_bytes=65536)

@@ -151,6 +151,7 @@ with streamlog.open(sys.argv[1]) as log, log.producer(linger_ms=0) as producer:
 """
 
 
+@pytest.mark.machine
 def test_h40_a_frozen_file_system(place: Path, mounts: list[Path]) -> None:
     """One writer is stuck in the kernel with the leader's lock; another process goes on after `replica_lag_time_max_ms`."""
     paths = [mount / "broker" for mount in mounts]
