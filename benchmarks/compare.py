@@ -1,7 +1,7 @@
 """This tree against another one: `python benchmarks/compare.py OTHER/src`.
 
-Each round runs every group three times, in turn: with the other tree, with the other tree again, and with this one.  A row is slower if its
-median is worse by more than 3 %, and by more than the other tree is against itself in the same run.
+Each round runs every group three times, in an order that changes: with the other tree, with the other tree again, and with this
+one.  A row is slower if its median is worse by more than 3 %, and by more than the other tree is against itself in the same run.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main() -> None:
     other, again, own = (defaultdict(list) for _ in range(3))  # type: ignore[var-annotated]
     for number in range(given.rounds):
         for group in given.only:
-            for source, into in ((given.other, other), (given.other, again), (given.own, own)):
+            turn = [(given.other, other), (given.other, again), (given.own, own)]
+            for source, into in turn[number % 3 :] + turn[: number % 3]:
                 measure(source.resolve(), group, given.dir, into)
         print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
     slower = 0

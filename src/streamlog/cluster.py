@@ -516,7 +516,7 @@ class Cluster:
     def repair(self) -> dict[str, int]:
         """Read all replicas, and copy anew what is damaged; returns the damaged replicas, and how many records of each were copied.
 
-        Raises: CorruptRecordError: there is no other copy of some records, as with one broker; `damage` and `repair_partition` are for that.
+        Raises: CorruptRecordError: some damaged records have no other copy, as with one broker; see `damage` and `repair_partition`.
         """
         from streamlog._replica import administration
 
@@ -529,7 +529,7 @@ class Cluster:
         return {}
 
     def damage(self, topic: str, partition: int) -> list[Damage]:
-        """Read a partition; returns what of it cannot be read, in order."""
+        """Read a whole partition; returns the ranges of offsets that cannot be read, in order."""
         from streamlog._client import damage
 
         self._refreshed()
@@ -538,8 +538,8 @@ class Cluster:
     def repair_partition(self, topic: str, partition: int, *, keep: str) -> str:
         """Go on without damaged records of which there is no other copy.
 
-        Args:   keep: "before": the log ends before the first damage, and what stands behind it goes; "behind": it begins behind the last
-                damage, and what stands before it goes.
+        Args:   keep: "before": the log ends before the first damaged offset, and all records after it are removed; "behind": the log
+                begins after the last damaged offset, and all records before it are removed.
         Returns the directory into which the segments were copied first; "" where nothing is damaged.
         Raises: InvalidStateError (with several brokers: `repair` copies from another one).
         """

@@ -240,7 +240,9 @@ class DiskFailedError(StorageError):
 
 
 class ResourceLimitError(StorageError):
-    """This process may not have more open files, or larger ones (RLIMIT_NOFILE, RLIMIT_FSIZE).  The disk is fine, and others go on."""
+    """This process has reached its limit on open files (RLIMIT_NOFILE) or on the size of a file (RLIMIT_FSIZE), or the machine its own
+    on open files.  No disk has failed.
+    """
 
 
 class CorruptRecordError(StorageError):

@@ -472,6 +472,11 @@ class Producer(Accumulator):
         used = sum(batch.memory for lane in active for batch in list(lane.queue))
         return self._meter.metrics(self.config.buffer_memory, used, self._waiting, sum(lane.retries for lane in active))
 
+    @property
+    def lost(self) -> int:
+        """Records that were not written and are not tried again: they failed, or `close` gave them up.  A transaction's do not count."""
+        return 0 if self._manager is not None else self._meter.errors + self.dropped
+
     def close(self, timeout: float | None = None) -> None:
         """Write what is left, also what callbacks send meanwhile, then close.
 
@@ -500,7 +505,11 @@ class Producer(Accumulator):
             self.close()
         elif not self._closed_reason:
             self._unbatched = True
-            self.flush()
+            try:
+                self.flush()
+            except BaseException:
+                self._abandon("its process ended")
+                raise
             if self._gives_way and not self._acks_all and not self._home.closed:
                 self._home.fetcher.pay(self._delivery)
 

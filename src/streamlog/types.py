@@ -241,7 +241,7 @@ class ClusterDescription(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Records of a partition that cannot be read: from `first_offset` to before `next_offset`, and why."""
+    """Offsets of a partition that cannot be read: from `first_offset` up to, but not including, `next_offset`.  `reason` says why."""
 
     topic: str
     partition: int

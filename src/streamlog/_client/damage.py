@@ -38,7 +38,7 @@ def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) ->
     if keep not in ("before", "behind"):
         raise ConfigurationError(f'keep={keep!r}: must be "before" or "behind"')
     if home.is_replicated:
-        raise InvalidStateError(f"{topic}-{partition}: the cluster has several brokers: `repair` copies what is damaged from another one")
+        raise InvalidStateError(f"{topic}-{partition}: the cluster must have one broker; with several, Cluster.repair() copies from another one")
     log = _log(home, topic, partition, timeout)
     found = log_repair.holes(log, timeout)
     if not found:

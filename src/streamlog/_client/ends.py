@@ -48,12 +48,16 @@ def _at_exit() -> None:
     What handlers send that run after this one (`logging.shutdown`, hooks that were registered earlier) is written at once.
     """
     for producer in list(_producers):
+        before, reason = producer.lost, ""
         try:
             for lane in list(producer._active) if producer._closed_reason else ():
                 lane.drain(wait=True)  # closed inside its own append
             producer.end_with_process()
         except Exception as error:
-            sys.stderr.write(f"streamlog: {producer!r} lost {producer.dropped} records at exit: {error}\n")
+            reason = f": {error}"
+        lost = producer.lost - before
+        if reason or lost:
+            sys.stderr.write(f"streamlog: {producer!r} lost {lost} records at exit{reason}\n")
 
 
 class _AfterFork:

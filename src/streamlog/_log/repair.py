@@ -121,7 +121,7 @@ def _write_rest(log: PartitionLog, base: int, offset: int, limit: int) -> None:
     end = offset
     for batch in sound:
         if batch.base_offset != end:
-            raise StreamlogError(f"offset {end} of {log.name} cannot be read either: let the log begin behind the last hole of its segment")
+            raise StreamlogError(f"offset {end} of {log.name} cannot be read either: the log must begin after the last hole of this segment")
         pieces.append(fmt.reseal(bytes(batch.data), salt, header.leader_epoch))
         end = batch.next_offset
     fd = log.fs.open(temporary, O_RDWR | O_CREAT | O_TRUNC)

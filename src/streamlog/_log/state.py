@@ -9,14 +9,14 @@
     DIRECTORY       inode of the partition's directory                             recovery
     SEGMENT INODE SALT EPOCH   the active segment                                  roll, recovery
     FAILED          a sync failed: nothing is written until recovery               sync, sync lock
-    DIRTY           pid of the process inside; up before the first byte            appender, recovery
+    DIRTY           token of the process inside; up before the first byte          appender, recovery
     END POSITION    next offset, and where in the active segment it goes           appender
     MAX_TIMESTAMP   largest timestamp in the active segment                        appender
     FIRST_TIMESTAMP of the active segment's first batch                            appender
     INDEXED INDEX_END   position of the last index entry, size of the index file   appender
     START           log start offset                                               recovery
     SYNCED          everything below it is on the disk                             sync, partition lock
-    SYNCING         pid of the process that is syncing                             sync, sync lock
+    SYNCING         token of the process that is syncing                           sync, sync lock
     SYNCED_AT       monotonic ms of the last sync                                  sync, partition lock
     OPEN            first offset of the earliest open transaction, plus 1; 0: none appender, recovery: before the HWM that covers
                                                                                    a transaction, after the one that ends it

@@ -62,9 +62,9 @@ class Clock:
     def agreed_ms(self) -> int:
         """Milliseconds since 1970-01-01 UTC, by a clock on which all processes of the cluster agree: for what expires.
 
-        One process whose clock is wrong neither makes others' things expire nor dates its own in a way that nobody understands.  A clock that
-        jumped is followed after an hour in which nobody has contradicted it; a clock that was wrong when the cluster was first opened after the
-        boot, and is put right later, is one that jumped.
+        A process whose clock is wrong gets the time of the others, so it does not make their offsets expire.  If a clock jumps, the cluster
+        follows it after an hour in which no process has contradicted it.  A clock that was wrong when the cluster was first opened after
+        the boot, and is corrected later, counts as one that jumped.
         """
         words, at = self._words, self._agreed
         uptime = since_boot_ms()

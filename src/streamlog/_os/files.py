@@ -38,7 +38,7 @@ _held_pwrite = _libc.pwrite
 _held_pwrite.restype = ctypes.c_ssize_t
 _libc_unlocked = ctypes.CDLL(None, use_errno=True)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_OWN_LIMITS = {errno.EMFILE: "NOFILE", errno.ENFILE: "NOFILE", errno.EFBIG: "FSIZE"}
+_OWN_LIMITS = {errno.EMFILE: "this process's RLIMIT_NOFILE", errno.EFBIG: "this process's RLIMIT_FSIZE", errno.ENFILE: "the machine's fs.file-max"}
 _NOFOLLOW_CLOEXEC = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,7 +47,7 @@ def storage_error(error: OSError, path: str, what: str) -> Exception:
     if error.errno in _NO_SPACE:
         return StorageFullError(f"{what} {path}: no space left on the device; free some and go on")
     if error.errno in _OWN_LIMITS:
-        return ResourceLimitError(f"{what} {path}: {error.strerror}: a limit of this process (RLIMIT_{_OWN_LIMITS[error.errno]}); raise it and go on")
+        return ResourceLimitError(f"{what} {path}: {error.strerror}; raise {_OWN_LIMITS[error.errno]} and try again")
     if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
         return StorageError(f"{what} {path}: {error.strerror}")
     if error.errno in (errno.EACCES, errno.EPERM):

@@ -66,7 +66,7 @@ def _made_broker(home: Home, number: int, place: str) -> str:
         return make_broker(home.fs, place, number, home.cluster_id, home.path)
     found = read_properties(home.fs, place)
     if found["cluster.id"] != home.cluster_id or found.get("broker.id") != str(number):
-        raise NotAClusterError(f"{place} is a broker of a cluster already")
+        raise NotAClusterError(f"{place}: must be empty or new; its {names.META_PROPERTIES} is that of another broker")
     return found.get("directory.id", "")
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 from streamlog.errors import CorruptRecordError, DiskFailedError, StorageFullError, StreamlogError, UnsupportedFormatError
 
 BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
-"""What says that a broker's directory cannot be used: EIO and its like, no space, not there, read-only."""
+"""Errors that mean that a broker's directory cannot be used: it fails (EIO), is full, is missing, or is read-only."""
 DAMAGED = (CorruptRecordError, UnsupportedFormatError)
-"""What says that bytes of a replica rotted; a version that nobody knows may be one, where another replica has another."""
+"""Errors that mean that a replica is damaged.  An unknown format version may be damage: another replica may have a known one."""
 
 
 def on(broker: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -9,7 +9,7 @@
     IN_SYNC         the in-sync replicas, a bit each; also one about to join         who applies; the controller, before it lets one join
     VERSION         partition epoch of the metadata that the words show, plus 1;     who applies, last
                     0: nobody was here since the boot
-    APPLYING        pid of who is applying: where it died the words do not count     who applies
+    APPLYING        token of who is applying: where it died the words do not count   who applies
     MARKERS         offset after the last marker that the leader wrote; STABLE       appender of the marker, leader's log lock
                     waits until HWM has passed it
     FORMER          the place before the one that is being applied: its leader's      who applies

@@ -26,11 +26,11 @@ def add_commands(commands: Commands) -> None:
     parser.set_defaults(run=_dump)
     parser = commands.add_parser("verify", help="check everything that must hold in a cluster's files")
     parser.set_defaults(run=_verify)
-    parser = commands.add_parser("repair", help="show what of a partition cannot be read, and go on without it where there is no other copy")
+    parser = commands.add_parser("repair", help="show which offsets of a partition cannot be read; with --keep, go on without them")
     parser.add_argument("partition", metavar="TOPIC:PARTITION", type=_partition)
     parser.add_argument(
         "--keep", choices=("before", "behind"),
-        help="end the log before the first damage, or begin it behind the last; what goes is copied aside first.  Without it nothing is changed",
+        help="end the log before the damage, or begin it after the damage; the segments are copied first.  Without --keep nothing is changed",
     )  # fmt: skip
     parser.set_defaults(run=_repair)
 
@@ -70,7 +70,7 @@ def _repair(args: argparse.Namespace) -> int:
             print("everything can be read", file=sys.stderr)
             return 0
         if args.keep is None:
-            print("--keep before ends the log there, --keep behind begins it behind; nothing was changed", file=sys.stderr)
+            print("nothing was changed; --keep before ends the log before these offsets, --keep behind begins it after them", file=sys.stderr)
             return 1
         print(f"the segments were copied to {cluster.repair_partition(topic, partition, keep=args.keep)}")
     return 0

@@ -68,7 +68,7 @@ class GroupMember(Worker):
     """A member of one of the groups; commits by itself, or by hand."""
 
     def work(self, cluster: Cluster) -> None:
-        group = group_of(self.task.number)
+        group = group_of(self.task.seed, self.task.number)
         plan = GROUPS[group]
         config: dict[str, Any] = {"partition_assignment_strategy": plan.assignor, "isolation_level": plan.isolation_level}
         if plan.static:

@@ -66,7 +66,7 @@ class Task(NamedTuple):
         return cls(**fields)
 
 
-def group_of(number: int) -> str:
-    """The group that the group consumer with this number is in: there are two in the first group, then one in each."""
+def group_of(seed: int, number: int) -> str:
+    """The group that the group consumer with this number is in: two are in one group, then there is one in each.  The seed says in which."""
     names = list(GROUPS)
-    return names[max(0, number - 1) % len(names)]
+    return names[(seed + max(0, number - 1)) % len(names)]
