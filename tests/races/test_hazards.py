@@ -774,19 +774,22 @@ def test_a_producer_that_is_dropped_loses_nothing(place: Path) -> None:
         assert log.topic("t").end_offsets() == {0: 20}
 
 
-def test_closing_a_cluster_closes_every_producer_whatever_else_fails(place: Path) -> None:
+def test_closing_a_cluster_closes_every_producer_whatever_else_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = streamlog.open(place / "log")
     log.create_topic("t")
-    consumer = log.consumer("t")
-    thread = threading.Thread(target=lambda: consumer.poll(1500))
-    thread.start()
+    consumers = [log.consumer("t") for _ in range(2)]  # held: a cluster closes those that somebody has
     producers = [log.producer(linger_ms=10_000) for _ in range(5)]
     for producer in producers:
         producer.send("t", b"x")
-    time.sleep(0.1)
-    with pytest.raises(streamlog.ConcurrentModificationError):
-        log.close()
-    thread.join()
+
+    def full(self: streamlog.Consumer, *_: object) -> None:
+        raise streamlog.StorageFullError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streamlog.Consumer, "close", full)
+        with pytest.raises(streamlog.StorageFullError):
+            log.close()
+    assert len(consumers) == 2
     with streamlog.open(place / "log") as again:
         assert again.topic("t").end_offsets() == {0: 5}
 
