@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from _thread import get_ident
 from operator import index
 
 TYPE_CHECKING = False
@@ -53,7 +54,7 @@ class Producer(Accumulator):
     again by its own thread.  Processes: belongs to the one that made it.
     """
 
-    __slots__ = ("_keyed", "_partitioner", "_tells")
+    __slots__ = ("_following", "_keyed", "_partitioner", "_tells")
 
     def __init__(self, home: Home, config: ProducerConfig, groups: Groups | None = None) -> None:
         """`groups` is there if and only if there is a `transactional_id`."""
@@ -69,6 +70,7 @@ class Producer(Accumulator):
         self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
         if named != "sticky":
             self._partitioner = RoundRobinPartitioner() if named == "round_robin" else HashPartitioner() if named else config.partitioner
+        self._following: set[int] = set()  # threads inside `_follow_metadata`
         self._tells = hasattr(self._partitioner, "batch_completed") and not named
         ends.remember(self)
 
@@ -290,7 +292,7 @@ class Producer(Accumulator):
         if name is None:
             raise UnknownTopicOrPartitionError(f"{topic!r} is not a topic's name")
         if self._metadata.changed():
-            self._home.refresh(self._block)
+            self._follow_metadata()
         metadata = self._metadata.topic(name, writable=True)
         expected = getattr(topic, "_topic_id", metadata.topic_id)
         if expected != metadata.topic_id:
@@ -318,7 +320,20 @@ class Producer(Accumulator):
         return Target(self, metadata, logs, self._closed_batch)
 
     def _follow_metadata(self) -> None:
-        """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended."""
+        """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended.
+
+        A signal handler that sends meanwhile goes by what is known: if it began again, one signal after the other could go ever deeper.
+        """
+        me = get_ident()
+        if me in self._following:
+            return
+        try:
+            self._following.add(me)
+            self._follow()
+        finally:
+            self._following.discard(me)
+
+    def _follow(self) -> None:
         self._home.refresh(self._block)
         self._version = self._metadata.version
         for name, target in list(self._known_targets.items()):

@@ -189,6 +189,32 @@ def test_send_says_that_a_topic_is_gone_and_sends_to_the_one_that_took_its_name(
 # ---- bounds
 
 
+@pytest.mark.parametrize("argument", [{}, {"key": b"k"}, {"headers": {"a": b"b"}}])
+def test_a_signal_handler_that_sends_goes_by_what_is_known_of_topics(
+    argument: dict[str, object], log: streamlog.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One signal follows the other while topics are looked up again: a handler that began to look, too, would never end."""
+    log.create_topic("t")
+    with log.producer(linger_ms=0) as producer:
+        producer.send("t", b"first").result(10)
+        refresh, depth = log._home.refresh, 0
+
+        def interrupted(timeout: float) -> None:
+            nonlocal depth
+            depth += 1
+            if depth < 20:
+                producer.send("t", b"handler", **argument)
+            refresh(timeout)
+
+        with streamlog.open(log.location) as other:
+            other.create_topic("u")
+        monkeypatch.setattr(log._home, "refresh", interrupted)
+        producer.send("t", b"last", **argument)
+        monkeypatch.undo()
+        assert depth == 1
+    assert values_of(log, "t") == [b"first", b"handler", b"last"]
+
+
 @pytest.mark.parametrize("size", [1, 100, 5000])
 def test_buffer_memory_bounds_batches_that_are_larger(size: int, log: streamlog.Cluster) -> None:
     from streamlog._client.batch import RECORD_MEMORY

@@ -11,13 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from _thread import get_ident
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType, FrameType
 
 import pytest
 
 import streamlog
 from conftest import values_of
+from streamlog._log.fold import Fold
 from streamlog._os import locks, mapping, wake
 from streamlog._os.files import LOCAL
 from streamlog.cluster import Cluster, _Place
@@ -836,6 +839,75 @@ def test_signal_handlers_may_send_while_metadata_is_folded(place: Path) -> None:
         finish(pid)
         producer.close(20)
         assert log.topic("t").end_offsets()[0] > 0
+
+
+def at_each_instruction(of: set[CodeType], handler: Callable[[], object]) -> Callable[[FrameType, str, object], object]:
+    """A trace function that calls `handler` where a signal could: before each instruction of these functions."""
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        if frame.f_code not in of:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            sys.settrace(None)
+            try:
+                handler()
+            finally:
+                sys.settrace(trace)
+        return trace
+
+    return trace
+
+
+def test_a_signal_handler_knows_at_each_instruction_that_its_thread_has_the_lock(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer(linger_ms=0) as producer:
+            lock = log._home.log(log._refreshed().topic("t"), 0, 1.0).lock
+            seen = []
+
+            def handler() -> None:
+                if lock.acquire.__self__.locked():
+                    seen.append(get_ident() in locks.inside)
+
+            sys.settrace(at_each_instruction({getattr(locks, "_unchecked", locks.under).__code__}, handler))
+            try:
+                producer.send("t", b"x")
+            finally:
+                sys.settrace(None)
+            assert seen
+            assert all(seen)
+            assert get_ident() not in locks.inside
+
+
+def test_a_signal_handler_may_fold_at_each_instruction_of_a_fold(place: Path) -> None:
+    """It is inside the fold, and does nothing, or it can have the fold's lock."""
+
+    def create() -> None:
+        with streamlog.open(place / "log") as mine:
+            mine.create_topic("t")
+
+    with streamlog.open(place / "log") as log:
+        metadata = log._home.metadata
+        seen = []
+
+        def handler() -> None:
+            inside = metadata.is_inside()
+            free = not inside and metadata._fold_lock.acquire(False)
+            if free:
+                metadata._fold_lock.release()
+            seen.append(inside or free)
+
+        finish(in_child(create))
+        sys.settrace(at_each_instruction({Fold._locked.__code__}, handler))
+        try:
+            metadata.refresh(1.0)
+        finally:
+            sys.settrace(None)
+        assert len(seen) > 20
+        assert all(seen)
+        assert not metadata.is_inside()
+        assert log.topics() == ["t"]
 
 
 def test_a_refused_value_ends_a_batch_with_an_error(place: Path, read_all) -> None:

@@ -8,7 +8,7 @@ beyond it writes the next one, aside, then renamed.
 from __future__ import annotations
 
 import struct
-from _thread import allocate_lock, get_ident
+from _thread import RLock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class Fold:
         """Offset up to which the log is folded."""
         self._uses_snapshot = use_snapshot and bool(self.snapshot)
         self._snapshot_at = 0
-        self._fold_lock = allocate_lock()
-        self._folding = 0  # the thread that folds
+        self._fold_lock: Any = RLock()  # for its owner's sake: that is set as it is taken, so no signal comes between the two
         self._reader: LogReader | None = None
 
     def _fold(self, batch: Batch) -> None:
@@ -59,7 +58,7 @@ class Fold:
 
     def is_inside(self) -> bool:
         """Whether this very thread is inside the fold: a signal handler or a finalizer brought it here (H18)."""
-        return self._folding == get_ident()
+        return bool(self._fold_lock._is_owned())
 
     def refresh(self, timeout: float) -> None:
         """Fold what is there.  From inside the fold nothing is done: one sees what is folded so far.
@@ -85,11 +84,9 @@ class Fold:
             held.extend(map(self._fold_lock.acquire, (True,), (min(timeout, 1e6),)))
             if not held[0]:
                 raise StreamlogTimeoutError(f"waited {timeout:g} s for another thread, which folds {self.log.name}")
-            self._folding = get_ident()
             return function(timeout)
         finally:
             if True in held:
-                self._folding = 0
                 self._fold_lock.release()
 
     def _fold_all(self, timeout: float) -> None:

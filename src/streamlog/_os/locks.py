@@ -117,7 +117,7 @@ class ByteLock:
 
 _AT_ONCE = (False,)
 inside: set[int] = set()
-"""Threads that are inside a locked section: code that a collector or a signal runs there must not take locks (H18)."""
+"""Threads that take, hold or give a lock: code that a collector or a signal runs there must not take locks (H18)."""
 
 
 def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -130,21 +130,21 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
     me = get_ident()
     outermost = me not in inside
     try:
+        inside.add(me)  # before the lock is taken, and until it is given: a signal may come between any two of these lines
         held.extend(map(lock.acquire, _AT_ONCE))
         if not held[0] or _held_fcntl(lock.file.fd, _SETLK, lock.take):
             _contend(lock, timeout, held)
-        inside.add(me)
         return function(*args, **kwargs)
     finally:
         try:
-            if outermost:
-                inside.discard(me)
-        finally:
             if True in held:
                 try:
                     _held_fcntl(lock.file.fd, _SETLK, lock.give)
                 finally:
                     lock.release()
+        finally:
+            if outermost:
+                inside.discard(me)
 
 
 def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:
