@@ -132,6 +132,47 @@ def test_a_synced_segment_that_cannot_be_read_is_kept(what: str, location: Path)
         assert streamlog.check(log) != []
 
 
+ROT = b"\xee" * 40
+
+
+def rot_header(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(ROT)
+
+
+@pytest.mark.parametrize("durability", ["os", "fsync"])
+@pytest.mark.parametrize("config", [{}, {"segment_bytes": 4096}])
+@pytest.mark.parametrize("boot", [True, False])
+@pytest.mark.parametrize("keep", ["before", "behind"])
+def test_a_header_that_rots_costs_its_segment_alone(
+    keep: str, boot: bool, config: dict[str, int], durability: str, location: Path
+) -> None:
+    """Also the header of the only segment, or of the one that is written to."""
+    filled(location, 100, durability=durability, **config)
+    last = sorted((location / "broker-0/t-0").glob("*.log"))[-1]
+    base = int(last.stem)
+    assert bool(base) == bool(config)
+    rot_header(last)
+    if boot:
+        reboot(location)
+    synced = 100 if durability == "fsync" or not boot else max(base, 1)
+    damage = [] if synced == base else [(base, synced)]
+    with streamlog.open(location) as log:
+        assert read(log) == (list(range(base)), damage)
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == synced
+        assert bool(streamlog.check(log)) == bool(damage)
+        assert read(log) == ([*range(base), synced], damage)
+    if damage:
+        assert last.read_bytes()[:40] == ROT
+        assert streamlog_command(location, "repair", "t:0", "--keep", keep).returncode == 0
+        with streamlog.open(location) as log:
+            assert read(log) == (list(range(base)) if keep == "before" else [synced], [])
+            with log.producer(linger_ms=0) as producer:
+                assert producer.send("t", b"new").result().offset == (base if keep == "before" else synced + 1)
+            assert streamlog.check(log) == []
+
+
 def test_a_leftover_without_a_header_does_not_hide_what_is_there(location: Path) -> None:
     """A name that a cut removed, and a power cut brought back."""
     filled(location)
@@ -382,6 +423,29 @@ def test_a_replica_that_lost_what_it_had_synced_is_repaired_from_another(place: 
         crash(here)
         with brokers(here) as cluster:
             assert read(cluster) == (list(range(20)), [])
+            log = log_of(cluster)
+            settle(log)
+            assert log.state.in_sync == (0, 1, 2)
+            assert records_on(log, victim) == records_on(log, (victim + 1) % 3)
+
+
+@pytest.mark.parametrize("boot", [True, False])
+def test_a_replica_whose_header_rotted_is_repaired_from_another(boot: bool, place: Path) -> None:
+    for victim in range(3):
+        here = place / str(victim)
+        with brokers(here) as cluster:
+            cluster.create_topic("t", replication_factor=3)
+            with cluster.producer(linger_ms=0, durability="fsync") as producer:
+                for number in range(20):
+                    producer.send("t", b"%06d" % number).result()
+        rot_header(here / f"log/broker-{victim}/t-0/00000000000000000000.log")
+        if boot:
+            crash(here)
+        with brokers(here) as cluster:
+            assert read(cluster) == (list(range(20)), [])
+            with cluster.producer(linger_ms=0) as producer:
+                assert producer.send("t", b"new").result().offset == 20
+            cluster.repair()
             log = log_of(cluster)
             settle(log)
             assert log.state.in_sync == (0, 1, 2)

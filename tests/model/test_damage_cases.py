@@ -1,7 +1,7 @@
 """Every way in which a small log may be found: which of its batches are sound, what was synced, and how it is opened.
 
-Six batches in two segments; each is sound or not; the recovery point stands anywhere; the log is opened after a reboot, in the same boot, or
-after a death.  All of it is tried on the code itself, and compared with the rule.
+Six batches in two segments; each batch, and each segment's header, is sound or not; the recovery point stands anywhere; the log is opened
+after a reboot, in the same boot, or after a death.  All of it is tried on the code itself, and compared with the rule.
 """
 
 import shutil
@@ -18,10 +18,20 @@ from streamlog._log.state import BOOT, DIRTY, END, HWM, MOUNT, POSITION
 
 HEADER, BATCH, COUNT, ROLL = 64, 96, 6, 3
 SOUND = list(product((True, False), repeat=COUNT))
+HEADERS = [(True, True), (False, True), (True, False), (False, False)]
+CASES = [
+    (sound, headers)
+    for headers in HEADERS
+    for sound in SOUND
+    if all(headers[number // ROLL] or sound[number] for number in range(COUNT))  # what a bad header makes of its batches is one case
+]
 
 
-def wanted(sound: tuple[bool, ...], durable: int, how: str) -> tuple[list[int], int]:
+def expected(sound: tuple[bool, ...], durable: int, how: str, headers: tuple[bool, bool] = (True, True)) -> tuple[list[int], int]:
     """What can be read, and where the log goes on."""
+    sound = tuple(sound[number] and headers[number // ROLL] for number in range(COUNT))
+    if not headers[0]:
+        durable = max(durable, 1)  # a log begins with a header that was on the disk before anything else
     scanned = ROLL if durable >= ROLL and how == "boot" else 0  # a segment wholly below the recovery point is not looked through
     if how == "death":
         scanned = ROLL  # only what follows the high watermark is, and what leads to it
@@ -61,7 +71,7 @@ class Cases:
 
         under(partition.lock, 10.0, inside)
 
-    def put_back(self, sound: tuple[bool, ...]) -> None:
+    def put_back(self, sound: tuple[bool, ...], headers: tuple[bool, bool]) -> None:
         directory = Path(self.partition.directory)
         for path in directory.iterdir():
             path.unlink()
@@ -69,6 +79,8 @@ class Cases:
             data = bytearray(path.read_bytes())
             if path.suffix == ".log":
                 base = int(path.stem)
+                if not headers[base // ROLL]:
+                    data[:40] = b"\xee" * 40
                 for number in range(base, ROLL if base == 0 else COUNT):
                     if not sound[number]:
                         data[HEADER + BATCH * (number - base) + 90] ^= 0xFF
@@ -82,8 +94,8 @@ class Cases:
         self.partition.release_files()
         self.partition._looked = False
 
-    def run(self, sound: tuple[bool, ...], durable: int, how: str) -> tuple[list[int], int]:
-        self.put_back(sound)
+    def run(self, sound: tuple[bool, ...], durable: int, how: str, headers: tuple[bool, bool] = (True, True)) -> tuple[list[int], int]:
+        self.put_back(sound, headers)
         self.partition.recovery_point = durable
         self.partition.reload_recovery_point = lambda: None  # type: ignore[method-assign]
         if how == "boot":
@@ -111,13 +123,14 @@ def cases(place: Path) -> Cases:
 
 @pytest.mark.parametrize("durable", [0, 1, 2, 3, 4, 6])
 def test_after_a_reboot_what_was_on_the_disk_is_kept_and_the_rest_ends_at_the_first_bad_batch(durable: int, cases: Cases) -> None:
-    for sound in SOUND:
-        assert cases.run(sound, durable, "boot") == wanted(sound, durable, "boot"), (sound, durable)
+    for sound, headers in CASES:
+        assert cases.run(sound, durable, "boot", headers) == expected(sound, durable, "boot", headers), (sound, headers, durable)
 
 
-def test_within_a_boot_nothing_that_was_published_goes(cases: Cases) -> None:
-    for sound in SOUND:
-        assert cases.run(sound, 0, "death") == wanted(sound, COUNT, "death"), sound
+@pytest.mark.parametrize("how", ["death", "live"])
+def test_within_a_boot_nothing_that_was_published_goes(how: str, cases: Cases) -> None:
+    for sound, headers in CASES:
+        assert cases.run(sound, 0, how, headers) == expected(sound, COUNT, "death", headers), (sound, headers)
 
 
 @pytest.mark.parametrize("rule", ["durable", "behind everything"])
@@ -134,4 +147,4 @@ def test_each_rule_is_needed(rule: str, cases: Cases, monkeypatch: pytest.Monkey
         monkeypatch.setattr(recovery, "_durable", lambda _: 0)
     else:
         monkeypatch.setattr(recovery, "_last_sound", lambda _log, _bases, offset: offset)
-    assert any(cases.run(sound, 4, "boot") != wanted(sound, 4, "boot") for sound in SOUND)
+    assert any(cases.run(sound, 4, "boot") != expected(sound, 4, "boot") for sound in SOUND)

@@ -69,6 +69,14 @@ def read_index(log: PartitionLog, base_offset: int) -> list[Aborted] | None:
         return None
 
 
+def _is_index(log: PartitionLog, base: int, entries: list[Aborted]) -> bool:
+    """Whether a segment's index has these entries; of a damaged segment nobody reads it."""
+    try:
+        return read_index(log, base) == entries
+    except CorruptRecordError:
+        return True
+
+
 def _from(log: PartitionLog, offset: int) -> list[int]:
     """The segments from that of `offset` on."""
     bases = log.segments()
@@ -88,7 +96,7 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
     states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
     words[ABORTED_END] = 0
     for base, entries in found.items():
-        if base == bases[-1] or read_index(log, base) != entries:
+        if base == bases[-1] or not _is_index(log, base, entries):
             size = _replace_index(log, base, entries, synced=base != bases[-1])  # a sealed one may lie below the recovery point
             if base == bases[-1]:
                 words[ABORTED_END] = size

@@ -57,6 +57,14 @@ def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
     return from_headers(fs, directory, bases)
 
 
+def last_saved(fs: FileSystem, directory: str) -> int:
+    """The highest epoch of the checkpoint, where no segment's header tells; 0 where there is none."""
+    try:
+        return max((int(epoch) for epoch, _ in checkpoint.decode(files.read_file(fs, f"{directory}/{names.LEADER_EPOCHS}"), 2)), default=0)
+    except (FileNotFoundError, ValueError, StorageError):
+        return 0
+
+
 def from_headers(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
     """The epochs that the segments themselves name."""
     entries: list[tuple[int, int]] = []

@@ -62,7 +62,7 @@ from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSyste
 from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
-from streamlog.errors import DiskFailedError, ResourceLimitError, StorageError, StorageFullError, UnknownTopicOrPartitionError
+from streamlog.errors import CorruptRecordError, DiskFailedError, ResourceLimitError, StorageError, StorageFullError, UnknownTopicOrPartitionError
 
 _FLAG = 2 * BELL + 1
 _OFFSET_SPAN = 2**31 - 1
@@ -456,7 +456,13 @@ class PartitionLog(Log):
             action(self)
         if for_append:
             self._may_recover_failure = False
-        self._open_active(words[SEGMENT])
+        try:
+            self._open_active(words[SEGMENT])
+        except CorruptRecordError:  # its header rotted: what it holds is damaged, and the log goes on behind it
+            self.forget()
+            words[DIRTY] = self.token
+            recovery.after_death(self)
+            self._open_active(words[SEGMENT])
         if self._inode != words[INODE] or self._salt != words[SALT]:
             self.forget()
             raise DiskFailedError(f"{self._path} is not the file that {self.name} was written to: it was replaced; open the cluster again")

@@ -104,10 +104,12 @@ def after_boot(log: PartitionLog) -> None:
             fs.unlink(f"{directory}/{name}")
     bases = names.base_offsets(listing)
     headers = {base: _header(log, base) for base in bases}
+    if not bases:
+        raise DiskFailedError(f"{directory} has no segment; {log.name} cannot be opened")
+    if headers[bases[0]] is None:  # a log has a first segment, and its header is on the disk before anything else
+        live = max(live, bases[0] + 1)
     durable = max(live, log.recovery_point)
-    if not bases or not any(headers.values()) or (headers[bases[0]] is None and durable <= bases[0]):
-        raise DiskFailedError(f"{directory} has no readable first segment; {log.name} cannot be opened")
-    epoch = max(header.leader_epoch for header in headers.values() if header)
+    epoch = max([header.leader_epoch for header in headers.values() if header] or [epochs.last_saved(fs, directory)])
     if not log.is_replica:
         epoch += 1  # of a replica the metadata raise it, before anything is written to it
     kept, end, tail = _whole(log, _continuing(log, bases, headers, durable), headers)
@@ -127,7 +129,7 @@ def after_boot(log: PartitionLog) -> None:
             remove_segment(log, base)
     if tail is not None and tail[0] != end:
         _cut_file(log, *tail)
-    _drop_snapshots(log, end)
+    drop_snapshots(log, end)
     epochs.save(fs, directory, epochs.from_headers(fs, directory, kept))
     log.store_turn()
     words[SYNCED], words[SYNCED_AT], words[START] = end, monotonic_ns() // 1_000_000, kept[0]
@@ -298,7 +300,7 @@ def after_death(log: PartitionLog) -> None:
     hwm = words[HWM]
     bases = names.base_offsets(fs.listdir(directory))
     headers = {base: _header(log, base) for base in bases}
-    kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm]
+    kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm] or [base for base in bases if base == hwm]
     if not kept:
         raise CorruptRecordError(f"{directory} has no segment that reaches offset {hwm}", directory, 0, "a segment", None, hwm)
     for base in bases:
@@ -306,7 +308,7 @@ def after_death(log: PartitionLog) -> None:
             remove_segment(log, base)
     damaged, position, end, transactional = _adopted(log, kept, hwm)
     view = SegmentView(fs, directory, kept[-1]) if headers[kept[-1]] is not None else None
-    if damaged is not None:
+    if damaged is not None and damaged < end:
         words[DAMAGED] = damaged + 1
         _tell_damage(log, damaged, end)
     if view is None or damaged is not None or (view.header.leader_epoch != words[EPOCH] and not log.is_replica):
@@ -391,7 +393,7 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     for base in bases:
         if base > offset:
             remove_segment(log, base)
-    _drop_snapshots(log, offset)
+    drop_snapshots(log, offset)
     log.store_turn()
     if words[DAMAGED] > offset:
         words[DAMAGED] = 0
@@ -541,7 +543,7 @@ def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
     return first.base_timestamp, largest, indexed, size
 
 
-def _drop_snapshots(log: PartitionLog, end: int) -> None:
+def drop_snapshots(log: PartitionLog, end: int) -> None:
     """Remove snapshots of a state that the log does not reach; none of them counts any more."""
     for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
         if offset > end:

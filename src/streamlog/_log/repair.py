@@ -19,7 +19,7 @@ from streamlog._format import names
 from streamlog._log import epochs, recovery, segment
 from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
-from streamlog._log.state import DAMAGED, DIRTY, END, EPOCH, HWM, START
+from streamlog._log.state import DAMAGED, DIRTY, END, EPOCH, HWM, START, SYNCED
 from streamlog._os import files
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC
 from streamlog._os.locks import under
@@ -78,10 +78,12 @@ def _begin_behind(log: PartitionLog, offset: int) -> str:
     if bases[at] != offset:
         _write_rest(log, bases[at], offset, bases[at + 1])
     words[START] = offset  # before a name goes
+    words[SYNCED] = max(words[SYNCED], offset)
     kept = [base for base in log.segments() if base > offset]
     for base in bases:
         if base < offset:
             recovery.remove_segment(log, base)
+    recovery.drop_snapshots(log, -1)  # they are folds of what is gone
     log.fs.sync_dir(log.directory)
     epochs.save(log.fs, log.directory, epochs.from_headers(log.fs, log.directory, [offset, *kept]))
     log.store_turn()
