@@ -89,8 +89,8 @@ def test_a_bit_that_rots_below_the_recovery_point_costs_its_batch_alone(which: i
         assert read(log) == ([n for n in range(41) if n != which], [(which, which + 1)])
 
 
-def test_a_tail_that_was_not_synced_is_cut_though_sound_batches_follow(location: Path) -> None:
-    """H27: at and above the recovery point nobody knows what was on the disk."""
+def test_a_tail_that_was_not_synced_is_cut_though_sound_batches_follow(location: Path, caplog) -> None:
+    """H27: at and above the recovery point nobody knows what was on the disk.  The log says so."""
     path = filled(location, durability="os")
     flip(path, HEADER + BATCH * 10 + 90)
     reboot(location)
@@ -99,6 +99,13 @@ def test_a_tail_that_was_not_synced_is_cut_though_sound_batches_follow(location:
         with log.producer(linger_ms=0) as producer:
             assert producer.send("t", b"new").result().offset == 10
         assert streamlog.check(log) == []
+    assert "t-0 ends at offset 10" in caplog.text
+    assert "up to offset 40" in caplog.text
+    caplog.clear()
+    reboot(location)
+    with streamlog.open(location) as log:
+        assert read(log)[0] == list(range(11))
+    assert not caplog.text, "a log that ends where it was written to is not cut"
 
 
 def test_a_file_that_lost_its_synced_end_is_damaged(location: Path) -> None:

@@ -121,6 +121,8 @@ def after_boot(log: PartitionLog) -> None:
         end = max(durable, log.checkpointed_high_watermark(), _last_sound(log, kept, damaged))
         words[DAMAGED] = damaged + 1
         _tell_damage(log, damaged, end)
+    elif (tail is not None and not SegmentView(fs, directory, tail[0]).is_blank(tail[1])) or kept[-1] != bases[-1]:
+        _tell_cut(log, end, _last_sound(log, bases, end))
     _sync_kept(log, [base for base in kept if base != end])
     _begin_segment(log, end, epoch)  # before any is removed: their epochs would be forgotten with them
     kept = [base for base in kept if base != end] + [end]
@@ -168,6 +170,17 @@ def _tell_damage(log: PartitionLog, first: int, end: int) -> None:
         "%s is damaged: offset %s was on the disk and cannot be read any more; nothing is removed, and the log goes on at offset %s (%s)",
         log.name, first, end, log.directory,
     )  # fmt: skip
+
+
+def _tell_cut(log: PartitionLog, end: int, last: int) -> None:
+    """Sound batches follow where the log ends now: they had not been synced, and what stood before them is lost (H27)."""
+    if last > end:
+        import logging
+
+        logging.getLogger("streamlog").warning(
+            "%s ends at offset %s after a reboot, or a power cut: what follows, up to offset %s, had not been synced, is not whole, and is cut (%s)",
+            log.name, end, last, log.directory,
+        )  # fmt: skip
 
 
 def _last_sound(log: PartitionLog, bases: list[int], offset: int) -> int:
