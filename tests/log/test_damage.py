@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from conftest import values_of
 from replica.clusters import brokers, log_of, records_on, settle
 from streamlog._log import recovery
 from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, SYNCED
@@ -201,7 +202,7 @@ def test_metadata_that_rotted_are_not_cut(location: Path) -> None:
     flip(path, second + 85)
     reboot(location)
     for _ in range(2):
-        with pytest.raises(streamlog.CorruptRecordError, match="next readable"):
+        with pytest.raises(streamlog.CorruptRecordError, match="next readable.*`streamlog repair __cluster_metadata:0`"):
             streamlog.open(location)
         assert sorted(each.name for each in (location / "broker-0").glob("t*")) == [f"t{number}-0" for number in range(5)]
     shown = streamlog_command(location, "repair", "__cluster_metadata:0")
@@ -209,8 +210,46 @@ def test_metadata_that_rotted_are_not_cut(location: Path) -> None:
     assert "offsets 1 to 1 cannot be read" in shown.stdout
     done = streamlog_command(location, "repair", "__cluster_metadata:0", "--keep", "behind")
     assert done.returncode == 0, done.stderr
+    assert "topic 't0' (partitions: 1) was taken back" in done.stderr
     with streamlog.open(location) as log:
-        assert log.topics() == ["t2", "t3", "t4"]
+        assert log.topics() == [f"t{number}" for number in range(5)]
+        assert streamlog.check(log) == []
+
+
+@pytest.mark.parametrize("keep", ["before", "behind"])
+@pytest.mark.parametrize("boot", [True, False])
+def test_topics_whose_metadata_rotted_are_taken_back_with_their_records(boot: bool, keep: str, location: Path) -> None:
+    with streamlog.open(location) as log:
+        log.create_topic("t", partitions=2)
+        log.topic("t").add_partitions(3)
+        log.create_topic("gone")
+        log.delete_topic("gone")
+        with log.producer() as producer:
+            for number in range(30):
+                producer.send("t", b"%d" % number, partition=number % 3)
+        with log.consumer("t", group_id="g", auto_offset_reset="earliest") as consumer:
+            assert len(consumer.poll(max_records=10)) == 10
+            consumer.commit()
+            committed = [consumer.committed(("t", number)) for number in range(3)]
+        with log.producer(enable_idempotence=True) as producer:
+            first = producer._id()
+    flip(location / "broker-0/__cluster_metadata-0/00000000000000000000.log", HEADER + 85)
+    if boot:
+        reboot(location)
+    done = streamlog_command(location, "repair", "__cluster_metadata:0", "--keep", keep)
+    assert done.returncode == 0, done.stderr
+    with streamlog.open(location) as log:
+        assert log.topics() == ["t"]
+        assert log.topics(internal=True) == ["__consumer_offsets", "t"]
+        assert sorted(values_of(log)) == sorted(b"%d" % number for number in range(30))
+        with log.consumer(group_id="g") as consumer:
+            consumer.subscribe(["t"])
+            assert [consumer.committed(("t", number)) for number in range(3)] == committed
+        with log.producer(enable_idempotence=True) as producer:
+            assert producer._id() > first
+            producer.send("t", b"new", partition=0).result()
+        assert streamlog.check(log) == []
+        log.create_topic("gone")
 
 
 def streamlog_command(location: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -383,6 +422,8 @@ def test_one_broker_goes_on_before_or_behind_the_damage(keep: str, config: dict[
     shown = streamlog_command(location, "repair", "t:0")
     assert shown.returncode == 1
     assert "offsets 50 to 50 cannot be read" in shown.stdout
+    assert "--keep before: the log ends at offset 50" in shown.stderr
+    assert "--keep behind: the log begins at offset 51" in shown.stderr
     with streamlog.open(location) as log:
         assert [(each.first_offset, each.next_offset) for each in log.damage("t", 0)] == [(50, 51)]
         with pytest.raises(streamlog.CorruptRecordError, match="streamlog repair t:0"):
@@ -457,6 +498,20 @@ def test_a_replica_whose_header_rotted_is_repaired_from_another(boot: bool, plac
             settle(log)
             assert log.state.in_sync == (0, 1, 2)
             assert records_on(log, victim) == records_on(log, (victim + 1) % 3)
+
+
+def test_with_several_brokers_repair_names_the_scrub(place: Path) -> None:
+    with brokers(place) as cluster:
+        cluster.create_topic("t")
+        with cluster.producer(durability="fsync") as producer:
+            producer.send("t", b"x").result()
+        leader = log_of(cluster).state.leader
+    flip(place / f"log/broker-{leader}/t-0/00000000000000000000.log", HEADER + 90)
+    crash(place)
+    shown = streamlog_command(place / "log", "repair", "t:0", "--keep", "before")
+    assert shown.returncode == 1
+    assert "offsets 0 to 0 cannot be read" in shown.stdout
+    assert "`streamlog brokers scrub`" in shown.stderr
 
 
 def test_where_every_replica_is_damaged_nothing_is_removed(place: Path) -> None:

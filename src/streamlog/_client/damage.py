@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamlog._format import names
 from streamlog._log import repair as log_repair
 from streamlog._log.partition import PartitionLog
+from streamlog._replica import lost_metadata
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
 from streamlog.errors import ConfigurationError, CorruptRecordError, InvalidStateError
@@ -44,5 +45,19 @@ def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) ->
     if not found:
         return ""
     if keep == "before":
-        return log_repair.end_before(log, found[0][0], timeout)
-    return log_repair.begin_behind(log, found[-1][1], timeout)
+        aside = log_repair.end_before(log, found[0][0], timeout)
+    else:
+        aside = log_repair.begin_behind(log, found[-1][1], timeout)
+    if topic == names.METADATA_TOPIC:
+        _take_topics_back(home, timeout)
+    return aside
+
+
+def _take_topics_back(home: Home, timeout: float) -> None:
+    import logging
+
+    for name in lost_metadata.take_back(home, timeout):
+        count = home.metadata.topics[name].partitions
+        logging.getLogger("streamlog").warning(
+            "topic %r (partitions: %s) was taken back from its directories; its configuration is lost, and is the default now", name, count
+        )

@@ -38,7 +38,7 @@ from streamlog._os import process
 from streamlog._os.locks import ByteLock, under
 from streamlog._replica.election import PartitionState
 from streamlog.config import TopicConfig
-from streamlog.errors import InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import CorruptRecordError, InvalidTopicError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 ONLINE, FAILED, STOPPED = "online", "failed", "stopped"
 TOPIC_ID = (1).to_bytes(16, "big")  # as Kafka's, org.apache.kafka.common.Uuid.METADATA_TOPIC_ID
@@ -128,7 +128,13 @@ class Metadata(Fold):
         return self._end_words[self._end_index]
 
     def _fold_all(self, timeout: float) -> None:
-        super()._fold_all(timeout)
+        try:
+            super()._fold_all(timeout)
+        except CorruptRecordError as error:
+            if self._quorum:
+                raise
+            hint = f"`streamlog repair {names.METADATA_TOPIC}:0` shows what can be done"
+            raise CorruptRecordError(f"{error}; {hint}", error.path, error.position, error.expected, error.found, error.next_offset) from None
         if self._reader is not None:
             self._reader.release()
 
@@ -152,12 +158,14 @@ class Metadata(Fold):
         self._put(TopicMetadata(name, topic_id, partitions, config, self._folded))
 
     def _fold_PartitionsRecord(self, topic_id: bytes, partitions: int) -> None:
-        old = self.by_id[topic_id]
-        self._put(TopicMetadata(old.name, topic_id, partitions, old.overrides, old.created))
+        old = self.by_id.get(topic_id)
+        if old is not None:  # (a repair may have cut its topic's record away)
+            self._put(TopicMetadata(old.name, topic_id, partitions, old.overrides, old.created))
 
     def _fold_ConfigRecord(self, topic_id: bytes, config: dict[str, Any]) -> None:
-        old = self.by_id[topic_id]
-        self._put(TopicMetadata(old.name, topic_id, old.partitions, config, old.created))
+        old = self.by_id.get(topic_id)
+        if old is not None:
+            self._put(TopicMetadata(old.name, topic_id, old.partitions, config, old.created))
 
     def _fold_RemoveTopicRecord(self, topic_id: bytes) -> None:
         self.removed.add(topic_id)

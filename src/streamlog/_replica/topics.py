@@ -54,9 +54,13 @@ def create(
 
 
 def create_internal(home: Home, name: str, partitions: int, timeout: float) -> None:
-    """Create an internal topic unless it is there: compacted, in small segments."""
-    overrides = {"cleanup_policy": "compact", "segment_bytes": _INTERNAL_SEGMENT_BYTES}
-    create(home, name, partitions, overrides, exist_ok=True, timeout=timeout, replication_factor=AS_MANY_AS_THERE_ARE)
+    """Create an internal topic unless it is there."""
+    create(home, name, partitions, internal_config(), exist_ok=True, timeout=timeout, replication_factor=AS_MANY_AS_THERE_ARE)
+
+
+def internal_config() -> dict[str, Any]:
+    """Of an internal topic: compacted, in small segments."""
+    return {"cleanup_policy": "compact", "segment_bytes": _INTERNAL_SEGMENT_BYTES}
 
 
 def grow(home: Home, name: str, topic_id: bytes, total: int, timeout: float) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from streamlog.cli.common import Commands
     from streamlog.cluster import Cluster
 
-from streamlog.cli.common import count, open_cluster, print_table
+from streamlog.cli.common import count, counted, open_cluster, print_table
 from streamlog.cli.topics import state_of
 from streamlog.errors import ConfigurationError
 
@@ -157,6 +157,6 @@ def _scrub(args: argparse.Namespace) -> int:
     with open_cluster(args) as cluster:
         found = cluster.repair()
         for name, records in found.items():
-            print(f"{name}: damaged, {records} records copied anew")
-        print(f"{len(found)} damaged replicas")
+            print(f"{name}: damaged, {counted(records, 'record')} copied anew")
+        print(counted(len(found), "damaged replica"))
     return 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from streamlog.cli.common import Commands
 
 import streamlog
-from streamlog.cli.common import location
+from streamlog.cli.common import counted, location
 
 _EVERY = 1.0  # seconds between lines of progress
 
@@ -30,7 +30,8 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("partition", metavar="TOPIC:PARTITION", type=_partition)
     parser.add_argument(
         "--keep", choices=("before", "behind"),
-        help="end the log before the damage, or begin it after the damage; the segments are copied first.  Without --keep nothing is changed",
+        help="before: the log ends before the damage, and what follows is removed; behind: it begins after the damage, and what precedes is "
+        "removed.  The segments are copied first, into a directory whose name ends in -damaged.  Without --keep nothing is changed",
     )  # fmt: skip
     parser.set_defaults(run=_repair)
 
@@ -49,7 +50,7 @@ def _verify(args: argparse.Namespace) -> int:
         stop()
     for finding in findings:
         print(f"{finding.invariant} {finding.path}: {finding.message}")
-    print(f"{len(findings)} findings" if findings else "everything holds", file=sys.stderr)
+    print(counted(len(findings), "finding") if findings else "everything holds", file=sys.stderr)
     return 1 if findings else 0
 
 
@@ -69,11 +70,31 @@ def _repair(args: argparse.Namespace) -> int:
         if not found:
             print("everything can be read", file=sys.stderr)
             return 0
-        if args.keep is None:
-            print("nothing was changed; --keep before ends the log before these offsets, --keep behind begins it after them", file=sys.stderr)
+        if len(cluster.brokers()) > 1:
+            print("nothing was changed; `streamlog brokers scrub` copies from another replica what one has", file=sys.stderr)
             return 1
-        print(f"the segments were copied to {cluster.repair_partition(topic, partition, keep=args.keep)}")
+        if args.keep is None:
+            print(_choice(topic, found[0].first_offset, found[-1].next_offset), file=sys.stderr)
+            return 1
+        aside = cluster.repair_partition(topic, partition, keep=args.keep)
+        where = f"ends at offset {found[0].first_offset}" if args.keep == "before" else f"begins at offset {found[-1].next_offset}"
+        print(f"the log {where} now")
+        print(f"the segments were copied to {aside}; nothing reads that directory, and it can be removed")
     return 0
+
+
+def _choice(topic: str, first: int, after: int) -> str:
+    """What an operator can do about damage from `first` to before `after`."""
+    from streamlog._format import names
+
+    lines = [
+        "nothing was changed; choose what is kept:",
+        f"  --keep before: the log ends at offset {first}; the records from there on are removed",
+        f"  --keep behind: the log begins at offset {after}; the records before it are removed",
+    ]
+    if topic in (*names.INTERNAL_TOPICS, names.METADATA_TOPIC):
+        lines.append("  (in an internal topic later records replace earlier ones: behind loses less, where the log goes on behind the damage)")
+    return "\n".join(lines)
 
 
 def _open_to_repair(where: str, topic: str) -> streamlog.Cluster:

@@ -43,6 +43,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]

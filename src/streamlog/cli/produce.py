@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from streamlog.cli.common import Commands
 
-from streamlog.cli.common import count, open_cluster, pair
+from streamlog.cli.common import count, counted, open_cluster, pair
 from streamlog.errors import SerializationError
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -47,7 +47,7 @@ def _produce(args: argparse.Namespace) -> int:
                 for delivery in producer.send_batch(args.topic, values, keys=keys, headers=rows, partition=args.partition):
                     written += delivery.result().count
         finally:
-            print(f"{written} records written", file=sys.stderr)
+            print(f"{counted(written, 'record')} written", file=sys.stderr)
     return 0
 
 

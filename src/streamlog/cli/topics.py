@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from streamlog.cli.common import Commands
 
 import streamlog
-from streamlog.cli.common import count, location, open_cluster, pair, print_table
+from streamlog.cli.common import count, counted, location, open_cluster, pair, print_table
 from streamlog.config import TopicConfig
 from streamlog.errors import UnknownTopicOrPartitionError
 from streamlog.types import PartitionDescription, TopicDescription
@@ -57,7 +57,7 @@ def _create(args: argparse.Namespace) -> int:
         topic = cluster.create_topic(
             args.name, partitions=args.partitions, replication_factor=args.replication_factor, exist_ok=args.if_not_exists, **overrides
         )
-        print(f"{topic.name}: {len(topic.partitions)} partitions, id {topic.id}")
+        print(f"{topic.name}: {counted(len(topic.partitions), 'partition')}, id {topic.id}")
     return 0
 
 
@@ -76,7 +76,7 @@ def _describe(args: argparse.Namespace) -> int:
 def _print_topic(topic: TopicDescription) -> None:
     fields = TopicConfig.fields
     changed = [f"{name}={value}" for name, value in topic.config.items() if value != fields[name].default]
-    print(f"{topic.name}: {len(topic.partitions)} partitions, id {topic.id}, config {' '.join(changed) or 'default'}")
+    print(f"{topic.name}: {counted(len(topic.partitions), 'partition')}, id {topic.id}, config {' '.join(changed) or 'default'}")
     if all(partition.replicas == (0,) and partition.leader == 0 for partition in topic.partitions):
         print_table([_COLUMNS, *(_row(partition) for partition in topic.partitions)])
     else:
