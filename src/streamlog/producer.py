@@ -493,7 +493,7 @@ class Producer(Accumulator):
         return 0 if self._manager is not None else self._meter.errors + self.dropped
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what is left, also what callbacks send meanwhile, then close.
+        """Write what is left, also what callbacks send meanwhile, then close.  From now on `send` of other threads raises ClosedError.
 
         What cannot be written within `timeout` seconds (None: `delivery_timeout_ms`) fails with ClosedError.
         """
@@ -505,6 +505,7 @@ class Producer(Accumulator):
             return  # a signal handler inside this thread's own send or append, which goes on after it, or at exit
         try:
             deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
+            self._closing, self._targets = True, {}
             if self._manager is not None and not self._home.closed:
                 self._manager.close(max(0.0, deadline - monotonic()))
             while not self._home.closed and (self._aside or any(lane.queue for lane in list(self._active))):

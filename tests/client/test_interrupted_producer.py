@@ -50,6 +50,31 @@ def test_a_close_that_does_not_wait_gives_no_sequence_twice(log: streamlog.Clust
         assert (value in written) == (error is None)
 
 
+def test_close_refuses_other_threads_first_and_then_writes_what_was_taken(log: streamlog.Cluster) -> None:
+    """Who goes on sending keeps no `close` waiting; what a callback sends is still taken."""
+    log.create_topic("t")
+    producer = log.producer(linger_ms=1)
+    producer.send("t", b"0").result()
+    _, lock = held_up(log, producer, b"1")
+    producer.send("t", b"2", on_delivery=lambda *_: producer.send("t", b"of a callback"))
+    closing = threading.Thread(target=producer.close)
+    closing.start()
+    while not producer._closing:
+        time.sleep(0.0005)
+    for send in (
+        lambda: producer.send("t", b"late"),
+        lambda: producer.send("t", b"late", key=b"k"),
+        lambda: producer.send("t", b"late", headers={"a": b"b"}),
+        lambda: producer.send_batch("t", [b"late"]),
+    ):
+        with pytest.raises(streamlog.ClosedError):
+            send()
+    lock.release()  # type: ignore[attr-defined]
+    closing.join(20)
+    assert not closing.is_alive()
+    assert values_of(log) == [b"0", b"1", b"2", b"of a callback"]
+
+
 def test_a_close_that_does_not_wait_leaves_no_delivery_without_an_end(log: streamlog.Cluster) -> None:
     log.create_topic("t")
     told: list[BaseException | None] = []

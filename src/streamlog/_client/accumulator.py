@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-from streamlog._client.batch import RECORD_MEMORY, ROW_BYTES, Delivery, RecordBatch
+from streamlog._client.batch import RECORD_MEMORY, ROW_BYTES, Delivery, RecordBatch, telling
 from streamlog._client.lane import PATIENCE, Lane
 from streamlog._client.meter import ProducerMeter
 from streamlog._client.sender import Sender
@@ -49,7 +49,7 @@ class Accumulator:
 
     __slots__ = (  # an instance with more than 30 attributes of its own finds them more slowly: 8% of `send`
         "__weakref__", "_abandoned", "_acknowledged_at_once", "_acks_all", "_active", "_aside", "_begun", "_block", "_busy", "_charge",
-        "_closed_batch", "_closed_reason", "_delivery", "_forked", "_fsync", "_gives_way", "_hash", "_hash_bits", "_home", "_idempotent",
+        "_closed_batch", "_closed_reason", "_closing", "_delivery", "_forked", "_fsync", "_gives_way", "_hash", "_hash_bits", "_home", "_idempotent",
         "_keyed_row", "_known_targets", "_linger", "_lock", "_manager", "_memory", "_metadata", "_meter", "_now_ms", "_producer_id", "_rounds",
         "_row", "_sender", "_serialize_key", "_serialize_value", "_targets", "_unbatched", "_version", "_waiting", "batch_room", "config",
         "dropped",
@@ -62,6 +62,7 @@ class Accumulator:
         self._busy = False
         self._aside: deque[RecordBatch] = deque()  # what a thread sent from inside its own `send`
         self._closed_reason = ""
+        self._closing = False  # only callbacks may send
         self._forked = False
         self._closed_batch = RecordBatch.__new__(RecordBatch)  # stands where no batch is open; has no room for any record
         self._closed_batch.room, self._closed_batch.stride, self._closed_batch.waiters, self._closed_batch.rows = -1, 1, [], []
@@ -95,6 +96,8 @@ class Accumulator:
     def _check_open(self) -> None:
         if self._closed_reason:
             raise ClosedError(f"the producer is closed: {self._closed_reason}")
+        if self._closing and get_ident() not in telling:
+            raise ClosedError("the producer is being closed: close() was called")
         self._home.check_open()
         if self._manager is not None:
             self._manager.check_sending()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ GRACE = 2.0  # seconds after `delivery_timeout_ms` in which the sender fails wha
 
 Plain = tuple[int, bytes, int, "list[int] | None", int, int]
 """A batch before compression: attributes, columns, count, timestamps where they differ, first or common and largest timestamp."""
+
+
+telling: set[int] = set()
+"""Threads that call `on_delivery`: they may send while their producer closes."""
 
 
 class RecordBatch(Pending):
@@ -161,11 +165,18 @@ class RecordBatch(Pending):
     def tell_all(self) -> None:
         """Call each record's `on_delivery`, in order.  Ctrl-C, or `sys.exit` in one, comes after the others."""
         broken_off: BaseException | None = None
-        for number, callback in self.callbacks:
-            try:
-                self.tell(number, callback)
-            except BaseException as error:
-                broken_off = error
+        me = get_ident()
+        outermost = me not in telling
+        try:
+            telling.add(me)
+            for number, callback in self.callbacks:
+                try:
+                    self.tell(number, callback)
+                except BaseException as error:
+                    broken_off = error
+        finally:
+            if outermost:
+                telling.discard(me)
         if broken_off is not None:
             raise broken_off
 
