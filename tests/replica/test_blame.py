@@ -47,6 +47,7 @@ def wait_until(ready) -> None:
 
 
 ACTIONS = {
+    "create_topic everywhere": lambda log: log.create_topic("new", partitions=3, replication_factor=3),
     "create_topic": lambda log: log.create_topic("new", partitions=3, replication_factor=2),
     "add_partitions": lambda log: log.topic("t").add_partitions(4),
     "group": lambda log: log.consumer("t", group_id="g", auto_offset_reset="earliest").poll(timeout_ms=100),
@@ -57,7 +58,7 @@ ACTIONS = {
 }
 
 
-@pytest.mark.parametrize("how", ["gone", "full", "failing", "read-only"])
+@pytest.mark.parametrize("how", ["gone", "file", "full", "failing", "read-only"])
 @pytest.mark.parametrize("action", sorted(ACTIONS))
 def test_what_makes_directories_goes_on_without_a_broker_that_cannot(action: str, how: str, place: Path) -> None:
     fs = Disks()
@@ -65,8 +66,10 @@ def test_what_makes_directories_goes_on_without_a_broker_that_cannot(action: str
         log.create_topic("t", partitions=1, replication_factor=3)
         with log.producer(linger_ms=0) as producer:
             producer.send("t", b"1").result()
-        if how == "gone":
+        if how in ("gone", "file"):
             shutil.move(place / "log/broker-0", place / "away")
+            if how == "file":
+                (place / "log/broker-0").touch()
         else:
             number = {"full": errno.ENOSPC, "failing": errno.EIO, "read-only": errno.EROFS}[how]
             fs.fail(0, number, WRITES)
@@ -76,8 +79,10 @@ def test_what_makes_directories_goes_on_without_a_broker_that_cannot(action: str
             except (streamlog.InvalidPartitionsError, streamlog.UnknownTopicOrPartitionError, streamlog.TopicAlreadyExistsError):
                 assert _, "only the second time"
         fs.heal()
-        if how == "gone":
-            if (place / "log/broker-0").exists():
+        if how in ("gone", "file"):
+            if how == "file":
+                (place / "log/broker-0").unlink()
+            elif (place / "log/broker-0").exists():
                 shutil.rmtree(place / "log/broker-0")
             shutil.move(place / "away", place / "log/broker-0")
         log._refreshed()
@@ -97,6 +102,62 @@ def test_one_broker_whose_directory_is_gone_is_an_error_of_ours(place: Path) -> 
         with pytest.raises(streamlog.StreamlogError):
             log.create_topic("u")
         shutil.move(place / "away", place / "log/broker-0")
+
+
+def test_a_partition_whose_directory_is_gone_is_an_error_of_ours_and_holds_up_no_other(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        for topic in ("a", "b"):
+            log.create_topic(topic)
+        with log.producer(transactional_id="x") as producer:
+            producer.init_transactions()
+            producer.begin_transaction()
+            for topic in ("a", "b"):
+                producer.send(topic, b"1").result()
+            shutil.rmtree(place / "log/broker-0/a-0")
+            for action in (log.topic("a").describe, log.maintain, log.hanging_transactions, log.topic("a").end_offsets):
+                try:
+                    action()
+                except streamlog.DiskFailedError as error:
+                    assert "a-0 is gone" in str(error)
+            with pytest.raises(streamlog.DiskFailedError):
+                log.topic("a").describe()
+            assert log.topic("b").describe().partitions[0].segments == 1
+            log.delete_topic("a")
+            log.maintain()
+
+
+BROKEN_BROKERS = {
+    "a file": lambda broker: (shutil.rmtree(broker), broker.touch()),
+    "a link to nowhere": lambda broker: (shutil.rmtree(broker), broker.symlink_to("/nowhere")),
+    "empty properties": lambda broker: (broker / "meta.properties").write_bytes(b""),
+    "properties that rotted": lambda broker: (broker / "meta.properties").write_bytes(b"\x00\xff{"),
+    "nothing": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("how", sorted(BROKEN_BROKERS))
+@pytest.mark.parametrize("broker", [0, 2])
+def test_a_broker_that_is_no_broker_any_more_keeps_no_cluster_from_opening(broker: int, how: str, place: Path) -> None:
+    with brokers(place) as log:
+        log.create_topic("t", replication_factor=3)
+        with log.producer() as producer:
+            producer.send("t", b"1").result()
+    BROKEN_BROKERS[how](place / f"log/broker-{broker}")
+    with streamlog.open(place / "log") as log:
+        assert values_of(log) == [b"1"]
+        assert [each.state for each in log.brokers()].count("online") == 2
+        with pytest.raises(streamlog.StreamlogError):
+            log.start_broker(broker)
+    assert streamlog.check(place / "log") == []
+
+
+@pytest.mark.parametrize("how", sorted(BROKEN_BROKERS))
+def test_of_one_broker_it_is_a_clear_error(how: str, place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+    BROKEN_BROKERS[how](place / "log/broker-0")
+    with pytest.raises(streamlog.NotAClusterError, match="broker-0"):
+        streamlog.open(place / "log")
 
 
 def test_a_commit_goes_on_though_a_directory_vanishes_under_its_fold(place: Path) -> None:

@@ -47,18 +47,25 @@ def abort(coordinator: TransactionCoordinator, transactional_id: str, timeout: f
     coordinator.change(transactional_id, left(deadline), lambda found: apply(found, event) if found.owner else found)
 
 
-def hanging(coordinator: TransactionCoordinator, timeout: float) -> list[HangingTransaction]:
-    """Open transactions of which their transactional ids know nothing."""
+def hanging(coordinator: TransactionCoordinator, timeout: float, troubles: list[StreamlogError] | None = None) -> list[HangingTransaction]:
+    """Open transactions of which their transactional ids know nothing.
+
+    `troubles`: gets the errors of partitions that cannot be looked at, and the others are looked at; None: the first is raised.
+    """
     home = coordinator.home
     home.refresh(timeout)
     topics = sorted(home.metadata.topics.values(), key=lambda topic: topic.name)
     found: list[HangingTransaction] = []
     for topic in topics:
-        try:
-            for partition in range(topic.partitions):
+        for partition in range(topic.partitions):
+            try:
                 found += _hanging_in(coordinator, home.log(topic, partition, timeout), timeout)
-        except UnknownTopicOrPartitionError:
-            continue  # deleted meanwhile
+            except UnknownTopicOrPartitionError:
+                break  # deleted meanwhile
+            except StreamlogError as error:
+                if troubles is None:
+                    raise
+                troubles.append(error)
     return found
 
 
@@ -89,21 +96,23 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
 def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:
     """End what is over, and forget ids that nobody has used for `transactional_id_expiration_ms`; the first error is raised at the end."""
     limit = coordinator.clock.agreed_ms() - coordinator.home.config.transactional_id_expiration_ms
-    trouble: StreamlogError | None = None
+    troubles: list[StreamlogError] = []
     for found in [found for log in coordinator.states.all(timeout) for found in log.all()]:
         try:
             now = coordinator.carry_on(found, timeout)
             if now.unmarked is None and now.updated_ms < limit and not coordinator.is_alive(now):
                 _expire(coordinator, now, timeout)
         except StreamlogError as error:
-            trouble = trouble or error
-    for each in hanging(coordinator, timeout):
+            troubles.append(error)
+    for each in hanging(coordinator, timeout, troubles):
         try:
             end_hanging(coordinator, each.topic, each.partition, each.first_offset, timeout)
         except (UnknownTopicOrPartitionError, TransactionalIdNotFoundError):
             continue  # deleted, or ended by somebody else
-    if trouble is not None:
-        raise trouble
+        except StreamlogError as error:
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
 
 
 def _expire(coordinator: TransactionCoordinator, found: Transaction, timeout: float) -> None:

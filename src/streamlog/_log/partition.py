@@ -62,7 +62,15 @@ from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSyste
 from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
-from streamlog.errors import CorruptRecordError, DiskFailedError, ResourceLimitError, StorageError, StorageFullError, UnknownTopicOrPartitionError
+from streamlog.errors import (
+    CorruptRecordError,
+    DiskFailedError,
+    ResourceLimitError,
+    StorageError,
+    StorageFullError,
+    StreamlogError,
+    UnknownTopicOrPartitionError,
+)
 
 _FLAG = 2 * BELL + 1
 _OFFSET_SPAN = 2**31 - 1
@@ -450,7 +458,7 @@ class PartitionLog(Log):
         words = self.words
         self.forget()
         if words[BOOT] == DEAD:
-            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+            raise self._gone()
         action = recovery.decide(self._facts(for_append))
         if action is not None:
             action(self)
@@ -481,9 +489,9 @@ class PartitionLog(Log):
         words = self.words
         try:
             directory = self.fs.stat(self.directory).st_ino
-            bases = names.base_offsets(self.fs.listdir(self.directory))
         except (FileNotFoundError, NotADirectoryError):
-            raise DiskFailedError(f"{self.directory} is gone; {self.name} cannot be read or written") from None
+            raise self._gone() from None
+        bases = names.base_offsets(self.listing())
         active = self._is_of_this_mount() if words[DIRTY] else self._is_active(bases)
         return recovery.Facts(
             valid=words[BOOT] == self.boot and words[DIRECTORY] == directory and active,
@@ -589,7 +597,7 @@ class PartitionLog(Log):
         """For readers: recover the log if nobody has since the boot, so that the slot counts."""
         words = self.words
         if words[BOOT] == DEAD:
-            raise UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+            raise self._gone()
         if words[BOOT] != self.boot or not self._looked:
             under(self.lock, timeout, self._look_first)
 
@@ -600,11 +608,23 @@ class PartitionLog(Log):
 
     # ---- what readers share: lists that count while `turn` is the one they were read at ----------------------------------
 
+    def listing(self) -> list[str]:
+        """Names in the directory.  Raises DiskFailedError, UnknownTopicOrPartitionError: it is gone."""
+        try:
+            return self.fs.listdir(self.directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._gone() from None
+
+    def _gone(self) -> StreamlogError:
+        if self.words[BOOT] == DEAD:
+            return UnknownTopicOrPartitionError(f"topic {self.topic!r} (id {self.topic_id.hex()}) was deleted")
+        return DiskFailedError(f"{self.directory} is gone; {self.name} cannot be read or written")
+
     def segments(self) -> list[int]:
         """Base offsets of the segments, in order; fresh as of the present `turn`."""
         turn = self.words[TURN]  # before the directory (slow-turn-first)
         if self._listing[0] != turn:
-            self._listing = turn, names.base_offsets(self.fs.listdir(self.directory))
+            self._listing = turn, names.base_offsets(self.listing())
         return self._listing[1]
 
     def leader_epochs(self) -> epochs.Epochs:
@@ -650,7 +670,10 @@ class PartitionLog(Log):
     def sizes(self) -> tuple[int, int]:
         """Segments and their bytes, reserved space not counted."""
         bases = self.segments()
-        sealed = sum(self.fs.stat(f"{self.directory}/{names.log(base)}").st_size for base in bases[:-1])
+        try:
+            sealed = sum(self.fs.stat(f"{self.directory}/{names.log(base)}").st_size for base in bases[:-1])
+        except FileNotFoundError as error:
+            raise DiskFailedError(f"{error.filename} is gone; a part of {self.name} cannot be read") from None
         return len(bases), sealed + self.words[POSITION]
 
     # ---- sync ----------------------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator
 
 def newest_snapshot(log: PartitionLog, end: int, after: int = -1) -> ProducerStates:
     """The states of the newest snapshot that counts, after `after` and not beyond `end`; empty, at offset 0, where there is none."""
-    for offset in reversed(names.snapshot_offsets(log.fs.listdir(log.directory))):
+    for offset in reversed(names.snapshot_offsets(log.listing())):
         if after < offset <= end and (states := _load(log, offset)) is not None:
             return states
     return ProducerStates()
@@ -204,7 +204,7 @@ def newest_snapshot(log: PartitionLog, end: int, after: int = -1) -> ProducerSta
 
 def snapshots_that_count(log: PartitionLog, end: int) -> list[ProducerStates]:
     """Every snapshot up to `end`, in order."""
-    found = (_load(log, offset) for offset in names.snapshot_offsets(log.fs.listdir(log.directory)) if offset <= end)
+    found = (_load(log, offset) for offset in names.snapshot_offsets(log.listing()) if offset <= end)
     return [states for states in found if states is not None]
 
 
@@ -248,7 +248,7 @@ def save_snapshot(log: PartitionLog, states: ProducerStates) -> None:
     path = f"{log.directory}/{names.snapshot(states.offset)}"
     data = encode(salt, base, states.offset, states.rows())
     files.write_whole(log.fs, path, data, temporary=f"{path}.{process.token()}{names.TEMPORARY}", synced=False)
-    for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
+    for offset in names.snapshot_offsets(log.listing()):
         if base <= offset < states.offset:
             try:
                 log.fs.unlink(f"{log.directory}/{names.snapshot(offset)}")

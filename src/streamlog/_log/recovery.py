@@ -98,7 +98,7 @@ def after_boot(log: PartitionLog) -> None:
     words[BOOT] = 0
     words[HWM] = words[ALIGNED] = words[DAMAGED] = 0
     words[FAILED] = words[SYNCING] = 0
-    listing = fs.listdir(directory)
+    listing = log.listing()
     for name in listing:
         if name.endswith(names.TEMPORARY):
             fs.unlink(f"{directory}/{name}")
@@ -311,7 +311,7 @@ def after_death(log: PartitionLog) -> None:
     """
     fs, directory, words = log.fs, log.directory, log.words
     hwm = words[HWM]
-    bases = names.base_offsets(fs.listdir(directory))
+    bases = names.base_offsets(log.listing())
     headers = {base: _header(log, base) for base in bases}
     kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm] or [base for base in bases if base == hwm]
     if not kept:
@@ -396,7 +396,7 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     fs, directory, words = log.fs, log.directory, log.words
     words[SYNCED] = min(words[SYNCED], offset)
     log.lower_recovery_point(offset)  # before anything is cut: else the next boot takes what was cut for damage
-    bases = names.base_offsets(fs.listdir(directory))
+    bases = names.base_offsets(log.listing())
     known = [entry for entry in log.leader_epochs().entries if entry[0] < epoch and entry[1] < epoch_start]
     log.forget()
     words[DIRTY] = log.token
@@ -425,7 +425,7 @@ def rewrite_in_place(log: PartitionLog) -> None:
     log.forget()
     if words[DIRTY]:
         after_death(log)
-    bases = names.base_offsets(fs.listdir(directory))
+    bases = names.base_offsets(log.listing())
     for base in bases[max(0, bisect_right(bases, words[SYNCED] - 1) - 1) :]:
         path = f"{directory}/{names.log(base)}"
         temporary = f"{path}.{process.token()}{names.TEMPORARY}"
@@ -454,7 +454,7 @@ def rewrite_unsynced(log: PartitionLog) -> None:
     fs, directory, words = log.fs, log.directory, log.words
     if words[DIRTY]:
         after_death(log)
-    synced, end, bases = words[SYNCED], words[END], names.base_offsets(fs.listdir(directory))
+    synced, end, bases = words[SYNCED], words[END], names.base_offsets(log.listing())
     start, epoch = max(synced, bases[0]), words[EPOCH] + 1
     temporary = f"{directory}/{names.log(start)}.{process.token()}{names.TEMPORARY}"
     if start < end:
@@ -558,7 +558,7 @@ def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
 
 def drop_snapshots(log: PartitionLog, end: int) -> None:
     """Remove snapshots of a state that the log does not reach; none of them counts any more."""
-    for offset in names.snapshot_offsets(log.fs.listdir(log.directory)):
+    for offset in names.snapshot_offsets(log.listing()):
         if offset > end:
             try:
                 log.fs.unlink(f"{log.directory}/{names.snapshot(offset)}")

@@ -48,7 +48,7 @@ def storage_error(error: OSError, path: str, what: str) -> Exception:
         return StorageFullError(f"{what} {path}: no space left on the device; free some and go on")
     if error.errno in _OWN_LIMITS:
         return ResourceLimitError(f"{what} {path}: {error.strerror}; raise {_OWN_LIMITS[error.errno]} and try again")
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+    if error.errno in (errno.ENAMETOOLONG, errno.EISDIR):
         return StorageError(f"{what} {path}: {error.strerror}")
     if error.errno in (errno.EACCES, errno.EPERM):
         made: OSError = PermissionError(error.errno, f"{what}: permission denied", path)

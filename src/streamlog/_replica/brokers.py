@@ -37,6 +37,8 @@ class Broker:
         processes would not see ours.  Empty: the directory is below its home.
         Raises: NotAClusterError, StreamlogTimeoutError, and what disks do.
         """
+        if files.exists(self.path) and not files.is_directory(self.path):
+            raise NotAClusterError(f"{self.path} is not a directory; links are not followed")
         self.check_owner(cluster_id)
         self.close()
         lock_file = LockFile(self.fs, f"{self.path}/{names.LOCK}")
@@ -176,7 +178,7 @@ def read_properties(fs: FileSystem, broker: str) -> dict[str, str]:
     """A broker's `meta.properties`.  A registered broker without it is failed, never made anew (H8)."""
     path = f"{broker}/{names.META_PROPERTIES}"
     try:
-        lines = files.read_file(fs, path).decode().splitlines()
+        lines = files.read_file(fs, path).decode(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         raise NotAClusterError(f"{path} is missing: the broker's directory was lost or another disk is mounted there") from None
     found = dict(line.partition("=")[::2] for line in lines if "=" in line)

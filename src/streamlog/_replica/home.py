@@ -290,9 +290,8 @@ class Home:
             return
         except NotADirectoryError:
             raise NotAClusterError(f"{self.path} is a file; a cluster is a directory") from None
-        for name in (names.RUN, names.broker(0)):
-            if name in listing and not files.is_directory(f"{self.path}/{name}"):
-                raise NotAClusterError(f"{self.path}/{name} is not a directory; links are not followed")
+        if names.RUN in listing and not files.is_directory(f"{self.path}/{names.RUN}"):
+            raise NotAClusterError(f"{self.path}/{names.RUN} is not a directory; links are not followed")
         if names.CLUSTER in listing:
             return
         strangers = sorted(name for name in listing if not _is_ours(name))
