@@ -12,6 +12,7 @@ hand, offsets that were noted and are committed later, processes that stop, go o
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections import deque
@@ -440,6 +441,15 @@ def check(name: str, rules: Set[str] = frozenset(RULES), limit: int = 3_000_000)
 
 
 def _search(model: Model, limit: int) -> tuple[int, str, list[str]]:
+    """Breadth first.  The states are all kept: looking through them for garbage takes a third of the time, and finds none."""
+    gc.disable()
+    try:
+        return _breadth_first(model, limit)
+    finally:
+        gc.enable()
+
+
+def _breadth_first(model: Model, limit: int) -> tuple[int, str, list[str]]:
     start = model.start()
     seen: dict[tuple[Any, ...], tuple[tuple[Any, ...] | None, str]] = {start.key(): (None, "")}
     queue: deque[State] = deque([start])

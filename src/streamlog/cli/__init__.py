@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="streamlog", description="Kafka's log as a library: look at and use a cluster's directory.")
+    parser = argparse.ArgumentParser(
+        prog="streamlog", description="Kafka's log as a library: look at and use a cluster's directory.",
+        epilog="Exit codes: 0 done; 1 damage or a broken invariant was found; 2 an error, told on stderr; 130 Ctrl-C.",
+    )  # fmt: skip
     parser.add_argument("--location", metavar="DIR", default=os.environ.get("STREAMLOG_LOCATION"), help="the cluster (or $STREAMLOG_LOCATION)")
     parser.add_argument("--version", action="version", version=f"streamlog {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
