@@ -452,10 +452,9 @@ def _search(model: Model, limit: int) -> tuple[int, str, list[str]]:
 def _breadth_first(model: Model, limit: int) -> tuple[int, str, list[str]]:
     start = model.start()
     seen: dict[tuple[Any, ...], tuple[tuple[Any, ...] | None, str]] = {start.key(): (None, "")}
-    queue: deque[State] = deque([start])
+    queue = deque([(start.key(), start)])
     while queue:
-        state = queue.popleft()
-        key = state.key()
+        key, state = queue.popleft()
         try:
             steps = list(model.steps(state))
             model.check(state, steps)
@@ -465,7 +464,7 @@ def _breadth_first(model: Model, limit: int) -> tuple[int, str, list[str]]:
             after_key = after.key()
             if after_key not in seen:
                 seen[after_key] = key, step
-                queue.append(after)
+                queue.append((after_key, after))
         if len(seen) > limit:
             return len(seen), "limit", []
     return len(seen), "", []

@@ -490,10 +490,8 @@ def file_system_name(path: str) -> tuple[str, bool]:
 
 def descriptor_limit() -> int:
     """Files that this process may have open at one time."""
-    import resource  # here: not on every system
-
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
+    limit = os.sysconf("SC_OPEN_MAX")  # the present RLIMIT_NOFILE, without the import of `resource`
+    return 1 << 20 if limit < 0 else limit
 
 
 def memory_directory() -> str:
