@@ -12,7 +12,6 @@ hand, offsets that were noted and are committed later, processes that stop, go o
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections import deque
@@ -81,6 +80,8 @@ INSTANCES = {
     "records, eager": Instance(members=2, partitions=2, epochs=4, records=1, kills=1, cooperative=False),
     "commits, stop": Instance(members=2, partitions=1, epochs=4, records=2, noted=1, stops=1),
     "owners of 2": Instance(members=2, partitions=2, epochs=4, kills=1, stops=1),
+    "three, killed": Instance(members=3, partitions=2, epochs=3, records=1, noted=1, kills=1, rotates=True),
+    "three, stopped": Instance(members=3, partitions=1, epochs=3, records=1, noted=1, kills=1, stops=1, rotates=True),
     "all": Instance(members=3, partitions=2, epochs=3, records=1, noted=1, kills=1, stops=1, rotates=True),
     "owners": Instance(members=3, partitions=2, epochs=3, kills=1, stops=1),
     "owners, eager": Instance(members=3, partitions=2, epochs=3, kills=1, stops=1, cooperative=False),
@@ -441,15 +442,6 @@ def check(name: str, rules: Set[str] = frozenset(RULES), limit: int = 3_000_000)
 
 
 def _search(model: Model, limit: int) -> tuple[int, str, list[str]]:
-    """Breadth first.  The states are all kept: looking through them for garbage takes a third of the time, and finds none."""
-    gc.disable()
-    try:
-        return _breadth_first(model, limit)
-    finally:
-        gc.enable()
-
-
-def _breadth_first(model: Model, limit: int) -> tuple[int, str, list[str]]:
     start = model.start()
     seen: dict[tuple[Any, ...], tuple[tuple[Any, ...] | None, str]] = {start.key(): (None, "")}
     queue = deque([(start.key(), start)])
