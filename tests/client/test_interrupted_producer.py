@@ -10,6 +10,7 @@ import pytest
 
 import streamlog
 from conftest import values_of
+from streamlog._client.batch import telling
 from streamlog._format import names
 from streamlog._log.producer_state import ProducerStateManager
 from streamlog.cluster import Cluster, _Place
@@ -73,6 +74,23 @@ def test_close_refuses_other_threads_first_and_then_writes_what_was_taken(log: s
     closing.join(20)
     assert not closing.is_alive()
     assert values_of(log) == [b"0", b"1", b"2", b"of a callback"]
+
+
+def test_a_forked_child_knows_no_thread_that_calls_callbacks(log: streamlog.Cluster) -> None:
+    """The ident of a thread of the parent may be that of a thread of the child's."""
+    log.create_topic("t")
+    with log.producer(linger_ms=0) as producer:
+        inside, go_on = threading.Event(), threading.Event()
+        sender = threading.Thread(target=lambda: producer.send("t", b"1", on_delivery=lambda *_: (inside.set(), go_on.wait(20))).result())
+        sender.start()
+        assert inside.wait(20)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(len(telling))
+        go_on.set()
+        sender.join(20)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert not telling
 
 
 def test_a_close_that_does_not_wait_leaves_no_delivery_without_an_end(log: streamlog.Cluster) -> None:

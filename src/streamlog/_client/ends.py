@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from streamlog.consumer import Consumer
     from streamlog.producer import Producer
 
+from streamlog._client.batch import telling
 from streamlog._os import process
 
 _producers: weakref.WeakSet[Producer] = weakref.WeakSet()
@@ -40,6 +41,7 @@ def _after_fork_in_child() -> None:
         producer._forked = True
         producer.accept(False)
     _producers.clear()
+    telling.clear()
 
 
 def _at_exit() -> None:
