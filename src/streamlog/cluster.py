@@ -541,12 +541,35 @@ class Cluster:
         Args:   keep: "before": the log ends before the first damaged offset, and all records after it are removed; "behind": the log
                 begins after the last damaged offset, and all records before it are removed.
         Returns the directory into which the segments were copied first; "" where nothing is damaged.
-        Raises: InvalidStateError (with several brokers: `repair` copies from another one).
+        Metadata are then compared with the disk, damaged or not: topics, and partitions, of which they lost the records are taken back.
+        Raises: InvalidStateError (with several brokers: `repair` copies from another one; an internal topic while the cluster is in use).
         """
         from streamlog._client import damage
 
         self._refreshed()
+        if topic in names.INTERNAL_TOPICS:
+            return self._repair_folded(topic, partition, keep)
         return damage.repair(self._home, topic, partition, keep, self.timeout)
+
+    def _repair_folded(self, topic: str, partition: int, keep: str) -> str:
+        """Repair a log of which processes keep a fold: that begins anew, here too."""
+        from streamlog._client import damage
+
+        home = self._home
+        if any(not child._closed_reason for child in list(self._children)) or not home.is_last():
+            users = f"processes {home.processes()} have it open; producers and consumers here are closed first, too"
+            raise InvalidStateError(f"{topic} is repaired while nobody else uses the cluster; {users}")
+        try:
+            aside = damage.repair(home, topic, partition, keep, self.timeout)
+        finally:
+            if self._groups_of_home is not None:
+                self._groups_of_home.close()
+            self._groups_of_home = self._transactions_of_home = self._home_of_process = None
+            home.close()
+        if topic == names.METADATA_TOPIC:
+            self._reads_metadata = True
+            damage.compare_with_disk(self._home, self.timeout)
+        return aside
 
     def reassign_partitions(
         self, assignments: Mapping[Any, Sequence[int]], *, on_progress: Callable[[int, int], None] | None = None, timeout: float | None = None

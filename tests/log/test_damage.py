@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import streamlog
 from conftest import values_of
 from replica.clusters import brokers, log_of, records_on, settle
+from streamlog._client import damage
 from streamlog._log import recovery
 from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, SYNCED
 from streamlog._os import files
 from streamlog._os.locks import under
+from streamlog.cli import main
 
 HEADER, BATCH = 64, 96  # bytes of a segment's header, and of a batch of one short value
 
@@ -250,6 +253,85 @@ def test_topics_whose_metadata_rotted_are_taken_back_with_their_records(boot: bo
             producer.send("t", b"new", partition=0).result()
         assert streamlog.check(log) == []
         log.create_topic("gone")
+
+
+def records_of_metadata(location: Path) -> tuple[Path, list[int]]:
+    """The metadata log's first segment, and where each of its batches begins."""
+    path = location / "broker-0/__cluster_metadata-0/00000000000000000000.log"
+    data, found = path.read_bytes(), [HEADER]
+    while length := int.from_bytes(data[found[-1] + 28 : found[-1] + 32], "little"):
+        found.append(found[-1] + length)
+    return path, found[:-1]
+
+
+@pytest.mark.parametrize("keep", ["before", "behind"])
+def test_partitions_and_deletions_whose_metadata_rotted_are_taken_from_the_disk(keep: str, location: Path) -> None:
+    with streamlog.open(location) as log:
+        log.create_topic("t", compression_type="gzip")
+        log.create_topic("again")
+        old = log.topic("again").id
+        log.topic("t").add_partitions(3)
+        log.delete_topic("again")
+        log.create_topic("again")
+        assert log.topic("again").id != old
+        with log.producer() as producer:
+            for partition in range(3):
+                producer.send("t", b"%d" % partition, partition=partition)
+            producer.send("again", b"new")
+    path, batches = records_of_metadata(location)
+    for number in ((2,) if keep == "before" else (0, 2, 3)):
+        flip(path, batches[number] + 85)
+    reboot(location)
+    done = streamlog_command(location, "repair", "__cluster_metadata:0", "--keep", keep)
+    assert done.returncode == 0, done.stderr
+    with streamlog.open(location) as log:
+        log.create_topic("other")
+        log.delete_topic("other")  # removes what belongs to nothing
+        assert log.topics() == ["again", "t"]
+        assert log.topic("again").id != old
+        assert log.topic("t").config["compression_type"] == ("gzip" if keep == "before" else "producer")
+        assert sorted(values_of(log, "t")) == [b"0", b"1", b"2"]
+        assert values_of(log, "again") == [b"new"]
+        assert streamlog.check(log) == []
+
+
+def test_a_repair_of_metadata_that_was_killed_is_finished_by_the_next(location: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with streamlog.open(location) as log:
+        log.create_topic("t")
+        log.create_topic("u")
+    path, batches = records_of_metadata(location)
+    flip(path, batches[0] + 85)
+    reboot(location)
+    monkeypatch.setattr(damage, "compare_with_disk", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    pid = os.fork()
+    if pid == 0:
+        main(["--location", str(location), "repair", "__cluster_metadata:0", "--keep", "behind"])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    done = streamlog_command(location, "repair", "__cluster_metadata:0", "--keep", "behind")
+    assert "topic 't' (partitions: 1) was taken back" in done.stderr
+    with streamlog.open(location) as log:
+        assert log.topics() == ["t", "u"]
+
+
+def test_an_internal_topic_is_repaired_while_nobody_else_uses_the_cluster(location: Path) -> None:
+    """Their folds would stay as they are."""
+    with streamlog.open(location) as log:
+        log.create_topic("t")
+        log.create_topic("u")
+        with streamlog.open(location):
+            path, batches = records_of_metadata(location)
+            flip(path, batches[1] + 85)
+            with pytest.raises(streamlog.InvalidStateError, match=f"processes .*{os.getpid()}"):
+                log.repair_partition("__cluster_metadata", 0, keep="before")
+        with log.producer(), pytest.raises(streamlog.InvalidStateError):
+            log.repair_partition("__cluster_metadata", 0, keep="before")
+        log.repair_partition("__cluster_metadata", 0, keep="before")
+        assert log.topics() == ["t", "u"]
+        with log.producer() as producer:
+            producer.send("u", b"x").result()
+        with streamlog.open(location) as other:
+            assert other.topics() == ["t", "u"]
 
 
 def streamlog_command(location: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -45,19 +45,13 @@ def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) ->
     if not found:
         return ""
     if keep == "before":
-        aside = log_repair.end_before(log, found[0][0], timeout)
-    else:
-        aside = log_repair.begin_behind(log, found[-1][1], timeout)
-    if topic == names.METADATA_TOPIC:
-        _take_topics_back(home, timeout)
-    return aside
+        return log_repair.end_before(log, found[0][0], timeout)
+    return log_repair.begin_behind(log, found[-1][1], timeout)
 
 
-def _take_topics_back(home: Home, timeout: float) -> None:
+def compare_with_disk(home: Home, timeout: float) -> None:
+    """Bring metadata that lost records in step with the directories; each change is logged."""
     import logging
 
-    for name in lost_metadata.take_back(home, timeout):
-        count = home.metadata.topics[name].partitions
-        logging.getLogger("streamlog").warning(
-            "topic %r (partitions: %s) was taken back from its directories; its configuration is lost, and is the default now", name, count
-        )
+    for change in lost_metadata.compare(home, timeout):
+        logging.getLogger("streamlog").warning(change)

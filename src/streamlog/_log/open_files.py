@@ -29,22 +29,19 @@ def opened(log: PartitionLog) -> None:
     if len(_open) > bound():
         for oldest in list(_open)[:-1]:
             if oldest.release_files():
-                _open.pop(oldest, None)
                 return
 
 
 def closed(log: PartitionLog) -> None:
-    """A log has closed its files, and is not used any more."""
+    """A log has closed its files."""
     _open.pop(log, None)
 
 
 def let_go() -> bool:
     """No descriptor is left: close what can be opened again; whether there was any."""
     found = list(_open)
-    released = [log for log in found[: len(found) // 2 + 1] if log.release_files()]
-    for log in released:
-        _open.pop(log, None)
-    return bool(released)
+    released = [log.release_files() for log in found[: len(found) // 2 + 1]]
+    return any(released)
 
 
 files.on_exhausted.append(let_go)

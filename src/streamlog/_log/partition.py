@@ -59,7 +59,7 @@ from streamlog._log.state import (
 from streamlog._os import files, locks, process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC, SMALL_WRITE, FileSystem
-from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, under
+from streamlog._os.locks import PARTITION, SYNC, TRANSACTION_STATE, ByteLock, LockFile, if_free, under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import Bell, barrier
 from streamlog.errors import (
@@ -150,14 +150,7 @@ class PartitionLog(Log):
 
     def release_files(self) -> bool:
         """Close the files if no thread of this process is inside; they are opened again when needed."""
-        for lock, close in ((self.sync_lock, self._close_sync_fd), (self.lock, self.forget)):
-            if not lock.acquire(False):
-                return False
-            try:
-                close()
-            finally:
-                lock.release()
-        return True
+        return if_free(self.sync_lock, self._close_sync_fd) and if_free(self.lock, self.forget)
 
     def close(self) -> None:
         """Close the files; nobody uses the log any more."""

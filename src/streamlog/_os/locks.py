@@ -147,6 +147,26 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
                 inside.discard(me)
 
 
+def if_free(lock: ByteLock, function: Callable[[], object]) -> bool:
+    """Call `function` if no thread of this process is inside `lock`, which keeps them out meanwhile; returns whether."""
+    held: list[bool] = []
+    me = get_ident()
+    outermost = me not in inside
+    try:
+        inside.add(me)
+        held.extend(map(lock.acquire, _AT_ONCE))
+        if held[0]:
+            function()
+        return held[0]
+    finally:
+        try:
+            if True in held:
+                lock.release()
+        finally:
+            if outermost:
+                inside.discard(me)
+
+
 def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:
     """Another thread, or another process, is inside: wait, then try again until `timeout`."""
     timeout = min(timeout, 1e6)  # eleven days: more is too much for `acquire`

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from streamlog._replica.replicated import ReplicatedLog
 
 from streamlog._format import names
-from streamlog._log import open_files
 from streamlog._log import partition as partition_log
 from streamlog._log.log import Log
 from streamlog._log.partition import PartitionLog
@@ -452,11 +451,8 @@ class Home:
             found = self._topics.get(topic.topic_id) or self._open_topic(topic.topic_id, timeout)
             log = found.logs.get(partition)
             if log is None:
-                if self.is_replicated:
-                    log = self._make_replicated(found, topic, partition, timeout)
-                else:
-                    log = self._make_log(found, topic, partition, timeout)
-                found.logs[partition] = log
+                make = self._make_replicated if self.is_replicated else self._make_log
+                log = found.logs[partition] = make(found, topic, partition, timeout)
             return log
 
     def _open_topic(self, topic_id: bytes, timeout: float) -> TopicFiles:
@@ -567,14 +563,21 @@ class Home:
             self._sources.pop(oldest, None)
             oldest[0].forget_sources(oldest[1])
 
+    def initialise(self, topic: TopicMetadata, first: int, timeout: float) -> None:
+        """Fill the slots of partitions that were just made, from `first` on, and let their files go."""
+        with self._lock:  # no thread gets a log that is closed here
+            in_use = topic.topic_id in self._topics
+            for number in range(first, topic.partitions):
+                self.log(topic, number, timeout).initialise(timeout)
+            if not in_use:
+                self.release_topic(topic.topic_id, unused=True)
+
     def release_topic(self, topic_id: bytes, *, unused: bool = False) -> None:
         """Close a topic's files; if `unused`, nobody but the caller has had its logs."""
         with self._lock:
             found = self._topics.pop(topic_id, None)
             if found is not None:
                 for log in found.logs.values():
-                    for replica in log.used_replicas().values():
-                        open_files.closed(replica)
                     log.close() if unused else log.release_files()
                 for key in [key for key in list(self._sources) if key[0].topic_id == topic_id]:
                     self._sources.pop(key, None)
@@ -756,8 +759,6 @@ class Home:
             self.quorum.close()
         for found in self._topics.values():
             for log in found.logs.values():
-                for replica in log.used_replicas().values():
-                    open_files.closed(replica)
                 log.close()
         self._topics.clear()
         for lock_file in self._lock_files:

@@ -27,6 +27,16 @@ class HomeLog(PartitionLog):
         super()._open_active(base_offset)
         open_files.opened(self)
 
+    def release_files(self) -> bool:
+        released = super().release_files()
+        if released:
+            open_files.closed(self)
+        return released
+
+    def close(self) -> None:
+        super().close()
+        open_files.closed(self)
+
     def checkpointed_high_watermark(self) -> int:
         home = self._home()
         return 0 if home is None else home.checkpointed_high_watermark(self.topic_id, self.partition)

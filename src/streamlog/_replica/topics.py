@@ -159,13 +159,8 @@ def _check_collision(name: str, metadata: Metadata) -> None:
 
 
 def _initialise(home: Home, topic: TopicMetadata | None, first: int, timeout: float) -> None:
-    """Fill the slots of partitions just made, and let their files go."""
     if topic is not None:
-        in_use = topic.topic_id in home._topics
-        for number in range(first, topic.partitions):
-            home.log(topic, number, timeout).initialise(timeout)
-        if not in_use:
-            home.release_topic(topic.topic_id, unused=True)
+        home.initialise(topic, first, timeout)
 
 
 def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, factor: int) -> list[list[Any]]:

@@ -62,12 +62,16 @@ def _partition(text: str) -> tuple[str, int]:
 
 
 def _repair(args: argparse.Namespace) -> int:
+    from streamlog._format import names
+
     topic, partition = args.partition
     with _open_to_repair(location(args), topic) as cluster:
         found = cluster.damage(topic, partition)
         for each in found:
             print(f"offsets {each.first_offset} to {each.next_offset - 1} cannot be read: {each.reason}")
         if not found:
+            if topic == names.METADATA_TOPIC and args.keep:  # an earlier repair may have been killed before it compared them with the disk
+                cluster.repair_partition(topic, partition, keep=args.keep)
             print("everything can be read", file=sys.stderr)
             return 0
         if len(cluster.brokers()) > 1:
@@ -92,7 +96,7 @@ def _choice(topic: str, first: int, after: int) -> str:
         f"  --keep before: the log ends at offset {first}; the records from there on are removed",
         f"  --keep behind: the log begins at offset {after}; the records before it are removed",
     ]
-    if topic in (*names.INTERNAL_TOPICS, names.METADATA_TOPIC):
+    if topic in names.INTERNAL_TOPICS:
         lines.append("  (in an internal topic later records replace earlier ones: behind loses less, where the log goes on behind the damage)")
     return "\n".join(lines)
 
