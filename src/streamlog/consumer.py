@@ -762,11 +762,13 @@ class Consumer:
 
     def close_from_outside(self, timeout: float) -> bool:
         """The cluster is closed while another thread is inside a call: that thread closes the consumer when the call ends; whether it has."""
-        self._close_asked = True, timeout
-        deadline = monotonic() + timeout
+        self._close_asked, deadline = (True, timeout), monotonic() + timeout
         while not self._closed_reason and monotonic() < deadline:
-            self._ring()
-            sleep(0.002)
+            try:
+                self.close(timeout=timeout)  # the call may have ended before it was asked
+            except ConcurrentModificationError:
+                self._ring()
+                sleep(0.002)
         return bool(self._closed_reason)
 
     def _ring(self) -> None:
@@ -792,6 +794,6 @@ class Consumer:
             raise
         finally:
             self._closed_reason = self._closed_reason or "close() was called"
-            self._chunk, self._chunk_left = [], iter(())
+            self._chunk, self._chunk_left, self._handling = [], iter(()), None
             self._fetcher.close()
             self._busy = False

@@ -11,6 +11,7 @@ import pytest
 import streamlog
 from conftest import values_of
 from streamlog import OffsetAndMetadata, TopicPartition
+from streamlog._log.partition import PartitionLog
 from streamlog.cluster import Cluster, _Place
 from streamlog.testing.faults import FaultyFileSystem
 
@@ -340,3 +341,22 @@ def test_a_topic_is_made_while_a_broker_is_out(place: Path) -> None:
         log.start_broker(2)
         assert {each.isr for each in log.topic("t").describe().partitions} == {(0, 1, 2)}
         assert streamlog.check(log) == []
+
+
+def test_a_thread_that_gets_the_log_of_a_topic_that_is_being_made_keeps_it(log: streamlog.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    initialise, got, threads = PartitionLog.initialise, [], []
+
+    def interrupted(partition: PartitionLog, timeout: float) -> None:
+        initialise(partition, timeout)
+        threads.append(threading.Thread(target=lambda: got.append(log._home.log(log._home.metadata.topic("t"), 0, 10.0))))
+        threads[-1].start()
+        threads[-1].join(0.05)
+
+    monkeypatch.setattr(PartitionLog, "initialise", interrupted)
+    log.create_topic("t", partitions=2)
+    for thread in threads:
+        thread.join(20)
+    assert len(got) == 2
+    assert all(each is log._home.log(log._refreshed().topic("t"), 0, 1.0) for each in got)
+    with log.producer() as producer:
+        producer.send("t", b"x").result()

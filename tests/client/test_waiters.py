@@ -257,3 +257,24 @@ def test_offsets_that_a_transaction_holds_are_whole(how: str, place: Path) -> No
         else:
             assert {tp.partition: found.offset for tp, found in log.group_offsets("g").items()} == {0: 100, 1: 100}
         assert streamlog.check(log) == []
+
+
+def test_a_block_that_was_fenced_between_two_transactions_says_so(log: streamlog.Cluster) -> None:
+    log.create_topic("t")
+    with log.producer(transactional_id="x") as producer, log.producer(transactional_id="x") as other:
+        with pytest.raises(streamlog.ProducerFencedError), producer.transaction():
+            producer.commit_transaction()
+            producer.begin_transaction()
+            other.init_transactions()
+            try:
+                producer.send("t", "1").result()
+            except streamlog.StreamlogError:
+                pass
+
+
+def test_a_consumer_is_closed_from_outside_though_its_call_has_just_ended(log: streamlog.Cluster) -> None:
+    log.create_topic("t")
+    consumer = log.consumer("t")
+    consumer.poll(timeout_ms=0)
+    assert consumer.close_from_outside(10.0)
+    assert consumer._handling is None

@@ -15,6 +15,7 @@ import pytest
 import streamlog
 from streamlog._coord.group import MAX_MEMBERS, Group, Member, Subscription
 from streamlog._coord.group_file import VERSION, GroupFile
+from streamlog._format import names
 from streamlog._os.files import LOCAL
 from streamlog._os.locks import LockFile, under
 from streamlog.testing.faults import FaultyFileSystem
@@ -179,3 +180,27 @@ def test_the_version_word_is_stored_last(file: GroupFile) -> None:
     file.store(Group("g"))
     assert seen == [0]
     assert file.words[VERSION] == 1
+
+
+def test_members_of_another_version_are_not_wiped_out(place: Path, log: streamlog.Cluster) -> None:
+    log.create_topic("t")
+    path = place / "log/run" / names.group("g")
+    consumer = log.consumer("t", group_id="g")
+    consumer.poll(timeout_ms=100)
+
+    def of_another_version() -> None:
+        with open(path, "r+b") as file:
+            file.seek(4)
+            file.write(b"\x63")
+
+    of_another_version()
+    with streamlog.open(place / "log") as other, pytest.raises(streamlog.UnsupportedFormatError, match="another version"):
+        other.describe_group("g")
+    with open(path, "r+b") as file:
+        file.seek(4)
+        file.write(b"\x02")
+    consumer.close()
+    of_another_version()
+    with streamlog.open(place / "log") as other, other.consumer("t", group_id="g") as consumer:
+        consumer.poll(timeout_ms=100)
+        assert other.describe_group("g").state in ("Stable", "Assigning")

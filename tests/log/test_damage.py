@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from _thread import get_ident
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from conftest import values_of
 from replica.clusters import brokers, log_of, records_on, settle
 from streamlog._client import damage
 from streamlog._log import recovery
-from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, SYNCED
-from streamlog._os import files
+from streamlog._log.partition import PartitionLog
+from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, OPEN, START, SYNCED
+from streamlog._os import files, locks
 from streamlog._os.locks import under
 from streamlog.cli import main
 
@@ -332,6 +334,139 @@ def test_an_internal_topic_is_repaired_while_nobody_else_uses_the_cluster(locati
             producer.send("u", b"x").result()
         with streamlog.open(location) as other:
             assert other.topics() == ["t", "u"]
+
+
+def rotten_middle(location: Path) -> tuple[list[int], int]:
+    """A committed transaction, an aborted one, and segments after both; the header of one of those rots.  Returns bases, and which."""
+    with streamlog.open(location) as log:
+        log.create_topic("t", segment_bytes=4096)
+        with log.producer(transactional_id="x", linger_ms=0) as producer:
+            with producer.transaction():
+                producer.send("t", b"committed").result()
+            producer.begin_transaction()
+            producer.send("t", b"aborted").result()
+            producer.abort_transaction()
+        with log.producer(linger_ms=0, durability="fsync") as producer:
+            for number in range(100):
+                producer.send("t", b"%06d" % number).result()
+    segments = sorted((location / "broker-0/t-0").glob("*.log"))
+    rot_header(segments[1])
+    return [int(path.stem) for path in segments], 1
+
+
+@pytest.mark.parametrize("boot", [True, False])
+def test_who_reads_committed_records_reads_around_a_rotten_header(boot: bool, location: Path) -> None:
+    bases, which = rotten_middle(location)
+    if boot:
+        reboot(location)
+    with streamlog.open(location) as log, log.consumer("t", auto_offset_reset="earliest", isolation_level="read_committed") as consumer:
+        values = []
+        while True:
+            try:
+                records = consumer.poll()
+            except streamlog.CorruptRecordError as error:
+                assert error.next_offset == bases[which + 1]
+                consumer.seek(("t", 0), error.next_offset)
+                continue
+            if not records:
+                break
+            values += [record.value for record in records]
+        assert values[0] == b"committed"
+        assert b"aborted" not in values
+        assert values[-1] == b"000099"
+
+
+def test_an_epoch_whose_header_rotted_is_not_used_again(location: Path) -> None:
+    for _ in range(3):
+        filled(location, 5) if not (location / "broker-0").exists() else None
+        reboot(location)
+        with streamlog.open(location) as log, log.producer(linger_ms=0, durability="fsync") as producer:
+            producer.send("t", b"x").result()
+            epoch = log.topic("t").describe().partitions[0].leader_epoch
+    rot_header(sorted((location / "broker-0/t-0").glob("*.log"))[-1])
+    reboot(location)
+    with streamlog.open(location) as log, log.producer(linger_ms=0) as producer:
+        producer.send("t", b"y").result()
+        assert log.topic("t").describe().partitions[0].leader_epoch > epoch
+
+
+def test_a_log_that_begins_behind_damage_shows_no_transaction_that_is_open(location: Path) -> None:
+    with streamlog.open(location) as log:
+        log.create_topic("t")
+        log.producer(transactional_id="x", linger_ms=0, transaction_timeout_ms=600_000)  # held by nothing: it is hanging, not aborted
+        producer = log.producer(transactional_id="y", linger_ms=0)
+        producer.init_transactions()
+        producer.begin_transaction()
+        for number in range(6):
+            producer.send("t", b"%06d" % number).result()
+        flip(location / "broker-0/t-0/00000000000000000000.log", HEADER + BATCH * 2 + 90)
+        log.repair_partition("t", 0, keep="behind")
+        words = log._log(log._refreshed().topic("t"), 0).words
+        assert words[START] == 3
+        assert words[OPEN] == 3 + 1
+        with log.consumer("t", auto_offset_reset="latest", isolation_level="read_committed") as consumer:
+            assert consumer.poll(timeout_ms=50) == []
+        producer.abort_transaction()
+        assert words[OPEN] == 0
+        assert streamlog.check(log) == []
+        producer.close()
+
+
+@pytest.mark.parametrize("boot", [True, False])
+@pytest.mark.parametrize("step", range(4))
+def test_who_dies_while_a_log_is_begun_behind_damage_loses_none_that_follows(step: int, boot: bool, location: Path) -> None:
+    filled(location, 150, segment_bytes=4096)
+    bases = sorted(int(path.stem) for path in (location / "broker-0/t-0").glob("*.log"))
+    which = bases[3] + 2
+    flip(location / f"broker-0/t-0/{bases[3]:020}.log", HEADER + BATCH * 2 + 90)
+    pid = os.fork()
+    if pid == 0:
+        remove, calls = recovery.remove_segment, iter(range(99))
+
+        def dies(log: PartitionLog, base: int) -> None:
+            if next(calls) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            remove(log, base)
+
+        recovery.remove_segment = dies
+        with streamlog.open(location) as log:
+            log.repair_partition("t", 0, keep="behind")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if boot:
+        reboot(location)
+    with streamlog.open(location) as log:
+        offsets, gaps = read(log)
+        assert offsets[-1] == 149
+        assert set(range(which + 1, 150)) <= set(offsets)
+        with log.producer(linger_ms=0) as producer:
+            assert producer.send("t", b"new").result().offset == 150
+        if not boot:
+            assert offsets[0] == which + 1, "it began there when the repair died"
+        assert gaps in ([], [(which, which + 1)])
+        log.repair_partition("t", 0, keep="behind")
+        assert read(log)[1] == []
+
+
+def test_nothing_is_logged_under_a_lock(location: Path) -> None:
+    """A handler that sends would wait for who recovers, who waits for the handler (H18)."""
+    seen = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append((record.getMessage(), get_ident() in locks.inside))
+
+    path = filled(location)
+    flip(path, HEADER + BATCH * 10 + 90)
+    reboot(location)
+    handler = Handler()
+    logging.getLogger("streamlog").addHandler(handler)
+    try:
+        with streamlog.open(location) as log, log.producer() as producer:
+            producer.send("t", b"x").result()
+    finally:
+        logging.getLogger("streamlog").removeHandler(handler)
+    assert [inside for _, inside in seen] == [False]
 
 
 def streamlog_command(location: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
+from streamlog._log.state import DIRTY
 from streamlog._os import clock, locks, process
 from streamlog._os.clock import Clock
 from streamlog._os.watch import OUT_OF_SIGHT, Watch
@@ -239,3 +240,24 @@ def test_a_volume_that_is_mounted_twice_is_one_home(
             assert producer.send("t", "here").result().offset == 3
         assert {broker.state for broker in log.brokers()} == {"online"}
         assert streamlog.check(log) == []
+
+
+@pytest.mark.machine
+def test_a_mark_of_the_dead_is_met_in_another_mount_namespace(place: Path, in_namespace: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    """The number of a mount is one of its namespace: where others have the log open the disk was there all the time."""
+    code = """if True:
+        import sys, streamlog
+        with streamlog.open(sys.argv[1]) as log, log.producer(linger_ms=0) as producer:
+            print(producer.send("t", b"2").result().offset)
+    """
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer(linger_ms=0) as producer:
+            producer.send("t", b"1").result()
+            words = log._log(log._refreshed().topic("t"), 0).words
+            words[DIRTY] = 4_000_000  # of a process that died inside
+            done = in_namespace("-m", sys.executable, "-c", code, str(place / "log"))
+            assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+            assert producer.send("t", b"3").result().offset == 2
+        found = log.topic("t").describe().partitions[0]
+        assert (found.leader_epoch, found.segments) == (0, 1), "it was not opened as after a reboot"

@@ -139,3 +139,20 @@ def test_a_directory_that_is_private_has_private_files(place: Path) -> None:
         os.umask(old)
     for path in location.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) in (0o600, 0o700)
+
+
+def test_a_sticky_directory_makes_nothing_everybodys(place: Path) -> None:
+    """As `/tmp`: there each has what is his own."""
+    place.chmod(0o1777)
+    before = os.umask(0o077)
+    try:
+        with pytest.warns(UserWarning, match="one device"):
+            log = streamlog.open(place / "home", brokers=[place / f"b{n}" for n in range(3)])
+        log.create_topic("t", replication_factor=3)
+        with log.producer() as producer:
+            producer.send("t", b"x").result()
+        log.close()
+    finally:
+        os.umask(before)
+    for path in [place / "home", *place.glob("*/**/*"), *place.glob("b*")]:
+        assert not stat.S_IMODE(path.lstat().st_mode) & 0o077, path

@@ -114,3 +114,20 @@ def test_a_group_whose_state_is_older_than_its_record_goes_on_above_it(place: Pa
     with streamlog.open(location) as log, log.consumer("t", group_id="g") as consumer:
         consumer.poll(timeout_ms=1000)
         assert log.describe_group("g").generation > before
+
+
+def test_who_leaves_last_removes_no_state_of_a_topic_that_others_made(place: Path) -> None:
+    with streamlog.open(place / "log") as log:
+        log.create_topic("gone")
+        log.delete_topic("gone")
+        pid = os.fork()
+        if pid == 0:
+            with streamlog.open(place / "log") as other:
+                other.create_topic("t")
+                with other.producer() as producer:
+                    producer.send("t", b"x").result()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    with streamlog.open(place / "log") as log:
+        assert values_of(log) == [b"x"]
+        assert log.topic("t").describe().partitions[0].segments == 1, "it is not opened as after a reboot"

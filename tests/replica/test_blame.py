@@ -1,6 +1,7 @@
 """Whose failure it is: the broker that an error is about fails, no other, and what can go on without it does."""
 
 import errno
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import streamlog
 from conftest import values_of
 from replica.clusters import WRITES, Disks, brokers, log_of, lose
-from streamlog._replica import checkpoints
+from streamlog._log import open_files
+from streamlog._replica import blame, checkpoints
 from streamlog.testing import open as open_with
 
 
@@ -229,3 +231,45 @@ def test_start_broker_waits_for_no_other_broker(place: Path) -> None:
         log.start_broker(2)
         log.start_broker(1)
         assert time.monotonic() - began < 20
+
+
+def test_a_wait_for_a_lock_is_no_fault_of_a_disk() -> None:
+    def fails(error: Exception) -> None:
+        raise error
+
+    for error, owner in ((streamlog.StreamlogTimeoutError("busy"), None), (streamlog.DiskFailedError("EIO"), 2), (FileNotFoundError(), 2)):
+        with pytest.raises(type(error)):
+            blame.on(2, fails, error)
+        assert blame.owner_of(error) == owner
+
+
+def test_damage_that_every_replica_has_is_told_at_once_also_inside_a_lock(place: Path) -> None:
+    with brokers(place, 2) as log:
+        log.create_topic("t", replication_factor=2)
+        with log.producer(durability="fsync") as producer:
+            producer.send("t", b"1").result()
+        with log.consumer("t", group_id="g", auto_offset_reset="earliest") as consumer:
+            consumer.poll(timeout_ms=1000)
+            consumer.commit()
+    offsets = [path for path in (place / "log/broker-0").glob("__consumer_offsets-*/*.log") if path.read_bytes()[64:68] != bytes(4)]
+    for broker in range(2):
+        path = place / f"log/broker-{broker}/{offsets[0].parent.name}/{offsets[0].name}"
+        data = bytearray(path.read_bytes())
+        data[64 + 90] ^= 0xFF
+        path.write_bytes(data)
+    with streamlog.open(place / "log") as log, log.consumer(group_id="g", default_api_timeout_ms=3000) as consumer:
+        consumer.assign([("t", 0)])
+        with pytest.raises(streamlog.CorruptRecordError):
+            consumer.commit({("t", 0): 1})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_cluster_that_is_closed_leaves_nothing_open(count: int, place: Path) -> None:
+    before = set(open_files._open)
+    with brokers(place, count) as log:
+        log.create_topic("t", replication_factor=count)
+        with log.producer() as producer:
+            producer.send("t", b"1").result()
+        assert set(open_files._open) - before
+    gc.collect()
+    assert set(open_files._open) <= before

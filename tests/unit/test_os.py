@@ -91,3 +91,26 @@ def test_threads_inside_a_section_are_known(place: Path) -> None:
     assert under(lock, 1.0, lambda: threading.get_ident() in locks.inside)
     assert threading.get_ident() not in locks.inside
     lock_file.close()
+
+
+def test_threads_exclude_each_other_through_any_two_locks_of_a_byte(place: Path) -> None:
+    """The kernel does not: they share a description."""
+    file = locks.LockFile(LOCAL, str(place / "lock"))
+    one, other, another = (locks.ByteLock(file, byte, locks.PARTITION, lambda: "it") for byte in (7, 7, 8))
+    refused = []
+
+    def try_both() -> None:
+        locks.under(another, 1.0, lambda: None)
+        try:
+            locks.under(other, 0.05, lambda: None)
+        except streamlog.StreamlogTimeoutError as error:
+            refused.append(error)
+
+    def inside() -> None:
+        thread = threading.Thread(target=try_both)
+        thread.start()
+        thread.join()
+
+    locks.under(one, 1.0, inside)
+    assert len(refused) == 1
+    file.close()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from streamlog._client.transaction_manager import TransactionManager
     from streamlog.producer import Producer
 
-from streamlog._client.transaction_manager import ABORTABLE_ERROR, ABORTING, IN_TRANSACTION, READY, UNINITIALIZED
+from streamlog._client.transaction_manager import ABORTABLE_ERROR, ABORTING, FATAL_ERROR, IN_TRANSACTION, READY, UNINITIALIZED
 from streamlog.errors import ClosedError, InvalidTxnStateError
 
 
@@ -40,6 +40,8 @@ class TransactionContext:
         elif manager.number != self._number:
             if manager.state != READY:
                 self._abort()
+                if manager.state == FATAL_ERROR and manager.error is not None:
+                    raise manager.error
                 raise InvalidTxnStateError("the block ended its transaction and began another one; that one was aborted: commit it inside the block")
         elif manager.closed_inside == self._number:
             raise ClosedError("the producer was closed inside the transaction's block: nothing of the transaction counts")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 from streamlog._client.transaction_coordinator import SMALL_GAP, TransactionCoordinator
 from streamlog._coord.group import Commit
-from streamlog._coord.transaction import ONGOING, PREPARING, AddPartitions, End, Init, apply
+from streamlog._coord.transaction import ONGOING, PREPARING, AddPartitions, End, Init, apply, fenced
 from streamlog._format.batch import NO_PRODUCER, TRANSACTIONAL
 from streamlog._log.pending import Pending
 from streamlog._log.producer_state import SEQUENCES, BehindError
@@ -120,7 +120,7 @@ class TransactionManager:
         log.catch_up(self._producer._block)
         found = log.get(self._id)
         if (found.owner, found.producer_id, found.epoch) != (self._owner, *self._following):
-            self._fence(ProducerFencedError(f"transactional_id={self._id!r} is not this producer's any more: another producer has taken it over"))
+            self._fence(fenced(found))
             self._expect("begin_transaction")
 
     def commit(self, timeout: float) -> None:
@@ -252,7 +252,7 @@ class TransactionManager:
         """The next transaction is of this producer id and epoch."""
         self._following = found.producer_id, found.epoch
         if found.owner != self._owner:  # the commit counts; what comes after it is another's
-            self._fence(ProducerFencedError(f"transactional_id={self._id!r} is not this producer's any more: another producer has taken it over"))
+            self._fence(fenced(found))
 
     # ---- writing ---------------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from streamlog._os import locks, mapping, process
 from streamlog._os.files import O_RDWR, PAGE, FileSystem
 from streamlog._os.locks import GROUP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
-from streamlog.errors import StorageError
+from streamlog.errors import StorageError, UnsupportedFormatError
 from streamlog.types import TopicPartition
 
 _MAGIC = b"SLG1\x02\0\0\0"
@@ -52,11 +52,11 @@ class GroupFile:
         except FileNotFoundError:
             mapping.create(fs, self._path, self._new())
             self._page, _ = mapping.open_page(fs, self._path, _LEAST)
+        self._lock_file, self._prober = lock_file, prober
         if self._page.map[:8] != _MAGIC:
             under(ByteLock(lock_file, _MAKING, GROUP, lambda: f"lock of the state of group {group_id!r}, which is made anew"), 10.0, self._make_anew)
         self.words = self._page.words
         self._fd = fs.open(self._path, O_RDWR)
-        self._lock_file, self._prober = lock_file, prober
         self._first_byte = names.lock_bytes(bytes(self._page.map[_ID]))
         self.lock = ByteLock(lock_file, self._first_byte, GROUP, partial(locks.describe, f"lock of group {group_id!r}", self.words, HOLDER))
         self.bell = Bell(self._page, 2 * BELL)
@@ -64,8 +64,15 @@ class GroupFile:
         self._seen: tuple[int, Group | None] = (-1, None)
 
     def _make_anew(self) -> None:
-        """The file is not a group's: a power cut left it empty, short or zeroed, and nobody has it open.  It is written in place (H7)."""
+        """The file is not a group's: a power cut left it empty, short or zeroed, and nobody has it open.  It is written in place (H7).
+
+        Raises: UnsupportedFormatError: programs of another version have members in the group.
+        """
         if self._page.map[:8] != _MAGIC:
+            first = names.lock_bytes(bytes(self._page.map[_ID]))
+            is_ours = bytes(self._page.map[:4]) == _MAGIC[:4]
+            if is_ours and any(self._prober.is_held_elsewhere(first + 1 + slot) for slot in range(MAX_MEMBERS)):
+                raise UnsupportedFormatError(f"{self._path}: members of group {self.group_id!r} are of another version of this program", self._path)
             content = self._new()
             self._page.map[8 : len(content)] = content[8:]
             self._page.map[:8] = content[:8]

@@ -138,8 +138,13 @@ class Expire(NamedTuple):
 def is_owner(transaction: Transaction, event: Any) -> None:
     """Whose id was taken over, or whose transaction was aborted by others, is fenced for good."""
     if event.owner != transaction.owner:
-        why = "another has taken it over" if transaction.owner != NOBODY else "its transaction timed out, or was ended from outside"
-        raise ProducerFencedError(f"transactional_id={transaction.transactional_id!r} is not this producer's any more: {why}; make a new one")
+        raise fenced(transaction)
+
+
+def fenced(transaction: Transaction) -> ProducerFencedError:
+    """What a producer is told that does not have the id any more."""
+    why = "another has taken it over" if transaction.owner != NOBODY else "its transaction timed out, or was ended from outside"
+    return ProducerFencedError(f"transactional_id={transaction.transactional_id!r} is not this producer's any more: {why}; make a new one")
 
 
 def is_in_time(transaction: Transaction, event: Any) -> None:

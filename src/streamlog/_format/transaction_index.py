@@ -34,6 +34,13 @@ def encode(salt: int, entries: Iterable[Aborted]) -> bytes:
     return b"".join([ENTRY.pack(*entry, checksum(_FIELDS.pack(*entry), salt)) for entry in entries])
 
 
+def salt_of(data: bytes) -> int:
+    """The salt that a file names itself.  Raises ValueError where it is no transaction index."""
+    if len(data) < HEADER.size or data[:4] != TRANSACTION_INDEX_MAGIC:
+        raise ValueError("no transaction index")
+    return int(HEADER.unpack_from(data)[2])
+
+
 def decode(data: bytes, salt: int, base_offset: int) -> list[Aborted]:
     """The entries of a file.  Raises ValueError where it is another segment's, torn or damaged."""
     if data[: HEADER.size] != header(salt, base_offset) or (len(data) - HEADER.size) % ENTRY.size:

@@ -59,22 +59,19 @@ def append_entry(log: PartitionLog, entry: Aborted) -> None:
 
 
 def read_index(log: PartitionLog, base_offset: int) -> list[Aborted] | None:
-    """The entries of a segment's transaction index; None where it is missing or damaged.  Raises CorruptRecordError (the segment)."""
-    path = _path(log.directory, base_offset)
+    """The entries of a segment's transaction index; None where it is missing or damaged.
+
+    Where the segment's header rotted the index is believed by itself: the records of earlier segments can be read, and what was aborted is known.
+    """
     try:
-        data = files.read_file(log.fs, path)
-        salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base_offset)}").salt
+        data = files.read_file(log.fs, _path(log.directory, base_offset))
+        try:
+            salt = segment.read_header(log.fs, f"{log.directory}/{names.log(base_offset)}").salt
+        except CorruptRecordError:
+            salt = index_format.salt_of(data)
         return index_format.decode(data, salt, base_offset)
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _is_index(log: PartitionLog, base: int, entries: list[Aborted]) -> bool:
-    """Whether a segment's index has these entries; of a damaged segment nobody reads it."""
-    try:
-        return read_index(log, base) == entries
-    except CorruptRecordError:
-        return True
 
 
 def _from(log: PartitionLog, offset: int) -> list[int]:
@@ -96,7 +93,7 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
     states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
     words[ABORTED_END] = 0
     for base, entries in found.items():
-        if base == bases[-1] or not _is_index(log, base, entries):
+        if base == bases[-1] or read_index(log, base) != entries:
             size = _replace_index(log, base, entries, synced=base != bases[-1])  # a sealed one may lie below the recovery point
             if base == bases[-1]:
                 words[ABORTED_END] = size

@@ -58,7 +58,7 @@ def load(fs: FileSystem, directory: str, bases: Sequence[int]) -> Epochs:
 
 
 def last_saved(fs: FileSystem, directory: str) -> int:
-    """The highest epoch of the checkpoint, where no segment's header tells; 0 where there is none."""
+    """The highest epoch of the checkpoint; 0 where there is none."""
     try:
         return max((int(epoch) for epoch, _ in checkpoint.decode(files.read_file(fs, f"{directory}/{names.LEADER_EPOCHS}"), 2)), default=0)
     except (FileNotFoundError, ValueError, StorageError):

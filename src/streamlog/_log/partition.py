@@ -123,6 +123,8 @@ class PartitionLog(Log):
         self.forget()
         self._inside = False  # an append of this process is under way, or was broken off
         self._looked = False  # this process has compared the slot with the files
+        self.untold: list[tuple[str, str]] = []
+        """Levels and messages for the log of the program: nothing is logged under a lock (H18)."""
         self._may_recover_failure = True  # the first look of an opener; later ones refuse (H30)
         self._largest: dict[tuple[int, int], int] = {}  # of sealed segments, which do not change
         self._listing: tuple[int, list[int]] = (-1, [])
@@ -184,6 +186,8 @@ class PartitionLog(Log):
                 break
             except BehindError as behind:
                 behind.fold(*behind.arguments)
+        if self.untold:
+            recovery.tell(self)
         if self.producers.snapshot_is_due:
             self.producers.take_snapshot()
         if self._halves[_FLAG]:
@@ -593,6 +597,8 @@ class PartitionLog(Log):
             raise self._gone()
         if words[BOOT] != self.boot or not self._looked:
             under(self.lock, timeout, self._look_first)
+        if self.untold:
+            recovery.tell(self)
 
     def _look_first(self) -> None:
         """A process that only reads looks once whether the slot counts."""

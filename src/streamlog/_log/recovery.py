@@ -1,4 +1,4 @@
-"""Recovery of a partition: what was observed decides, by a table, what is done.  Everything here runs under the partition's lock.
+"""Recovery of a partition: what was observed decides, by a table, what is done.  Everything but `tell` runs under the partition's lock.
 
 Only the high watermark is believed; the rest is derived from the log.  The log is the segments in order, each up to where the
 next begins, as long as the bases join, the epochs do not fall and every batch is whole; what does not join is stale.
@@ -6,7 +6,9 @@ next begins, as long as the bases join, the epochs do not fall and every batch i
 
 from __future__ import annotations
 
+from _thread import get_ident
 from bisect import bisect_right
+from itertools import pairwise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ from streamlog._log.state import (
     SYNCED_AT,
     SYNCING,
 )  # fmt: skip
-from streamlog._os import files, process
+from streamlog._os import files, locks, process
 from streamlog._os.clock import monotonic_ns
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC
 from streamlog.errors import CorruptRecordError, DiskFailedError, StorageError
@@ -109,7 +111,7 @@ def after_boot(log: PartitionLog) -> None:
     if headers[bases[0]] is None:  # a log has a first segment, and its header is on the disk before anything else
         live = max(live, bases[0] + 1)
     durable = max(live, log.recovery_point)
-    epoch = max([header.leader_epoch for header in headers.values() if header] or [epochs.last_saved(fs, directory)])
+    epoch = max([epochs.last_saved(fs, directory), *(header.leader_epoch for header in headers.values() if header)])  # a header may have rotted
     if not log.is_replica:
         epoch += 1  # of a replica the metadata raise it, before anything is written to it
     kept, end, tail = _whole(log, _continuing(log, bases, headers, durable), headers)
@@ -163,24 +165,26 @@ def _durable(log: PartitionLog) -> int:
     return words[HWM] if words[MOUNT] == files.mount_of(log.directory) else words[SYNCED]
 
 
-def _tell_damage(log: PartitionLog, first: int, end: int) -> None:
-    import logging  # here: 6 ms of a cold start
+def tell(log: PartitionLog) -> None:
+    """Log what was found, unless this thread is inside a lock (H18): then a later call does."""
+    if get_ident() not in locks.inside:
+        import logging  # here: 6 ms of a cold start
 
-    logging.getLogger("streamlog").error(
-        "%s is damaged: offset %s was on the disk and cannot be read any more; nothing is removed, and the log goes on at offset %s (%s)",
-        log.name, first, end, log.directory,
-    )  # fmt: skip
+        while log.untold:
+            level, message = log.untold.pop(0)
+            getattr(logging.getLogger("streamlog"), level)("%s", message)
+
+
+def _tell_damage(log: PartitionLog, first: int, end: int) -> None:
+    lost = f"offset {first} was on the disk and cannot be read any more; nothing is removed, and the log goes on at offset {end}"
+    log.untold.append(("error", f"{log.name} is damaged: {lost} ({log.directory})"))
 
 
 def _tell_cut(log: PartitionLog, end: int, last: int) -> None:
     """Sound batches follow where the log ends now: they had not been synced, and what stood before them is lost (H27)."""
     if last > end:
-        import logging
-
-        logging.getLogger("streamlog").warning(
-            "%s ends at offset %s after a reboot, or a power cut: what follows, up to offset %s, had not been synced, is not whole, and is cut (%s)",
-            log.name, end, last, log.directory,
-        )  # fmt: skip
+        cut_off = f"what follows, up to offset {last}, had not been synced, is not whole, and is cut"
+        log.untold.append(("warning", f"{log.name} ends at offset {end} after a reboot, or a power cut: {cut_off} ({log.directory})"))
 
 
 def _last_sound(log: PartitionLog, bases: list[int], offset: int) -> int:
@@ -312,8 +316,13 @@ def after_death(log: PartitionLog) -> None:
     fs, directory, words = log.fs, log.directory, log.words
     hwm = words[HWM]
     bases = names.base_offsets(log.listing())
+    gone = [base for base, after in pairwise(bases) if after <= words[START]]  # who died had made the log begin behind them
+    for base in gone:
+        remove_segment(log, base)
+    bases = bases[len(gone) :]
     headers = {base: _header(log, base) for base in bases}
-    kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm] or [base for base in bases if base == hwm]
+    kept = [base for base in _continuing(log, bases, headers, hwm) if base <= hwm]
+    kept = kept or [base for base in bases if base == hwm]  # the header of an empty active segment rotted
     if not kept:
         raise CorruptRecordError(f"{directory} has no segment that reaches offset {hwm}", directory, 0, "a segment", None, hwm)
     for base in bases:

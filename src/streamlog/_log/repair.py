@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
-from streamlog._log import epochs, recovery, segment
+from streamlog._log import aborted, epochs, recovery, segment
 from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
-from streamlog._log.state import DAMAGED, DIRTY, END, EPOCH, HWM, START, SYNCED
+from streamlog._log.state import DAMAGED, DIRTY, END, EPOCH, HWM, OPEN, START, SYNCED
 from streamlog._os import files
 from streamlog._os.files import O_CREAT, O_RDWR, O_TRUNC
 from streamlog._os.locks import under
@@ -57,6 +57,7 @@ def _end_before(log: PartitionLog, offset: int) -> str:
     aside = _copy_aside(log, bases[bisect_right(bases, offset) - 1 :])
     epoch = log.words[EPOCH] + 1
     recovery.cut(log, offset, epoch, offset)
+    recovery.sync_file(log, offset)  # the epoch is used from now on
     log.fs.sync_dir(log.directory)
     return aside
 
@@ -80,15 +81,16 @@ def _begin_behind(log: PartitionLog, offset: int) -> str:
     words[START] = offset  # before a name goes
     words[SYNCED] = max(words[SYNCED], offset)
     kept = [base for base in log.segments() if base > offset]
+    recovery.drop_snapshots(log, -1)  # they are folds of what is gone
     for base in bases:
         if base < offset:
             recovery.remove_segment(log, base)
-    recovery.drop_snapshots(log, -1)  # they are folds of what is gone
-    log.fs.sync_dir(log.directory)
+            log.fs.sync_dir(log.directory)  # from the front: after a power cut there is no gap
     epochs.save(log.fs, log.directory, epochs.from_headers(log.fs, log.directory, [offset, *kept]))
     log.store_turn()
     if words[DAMAGED] <= offset:
         words[DAMAGED] = 0
+    _, words[OPEN] = aborted.recover(log, offset)
     words[DIRTY] = 0
     return aside
 

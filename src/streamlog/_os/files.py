@@ -160,14 +160,14 @@ def made_like_its_directory(path: str, fd: int | None = None) -> None:
     """Give a file or a directory that was just made to those who have the directory that it is in (H26).
 
     What root makes takes the owner of the directory, so that `sudo` locks nobody out.  Where a group, or everybody, may write to the directory, they
-    may to the file, whatever the umask of the process that made it.
+    may to the file, whatever the umask of the process that made it.  Not in one where each may touch only what is his own, as in `/tmp` (sticky).
     """
     parent, made = os.stat(path.rpartition("/")[0] or "/"), os.stat(path if fd is None else fd, follow_symlinks=fd is not None)
     target: int | str = path if fd is None else fd
     is_directory_ = stat_module.S_ISDIR(made.st_mode)
     wanted = made.st_mode
     for bit in (stat_module.S_IWGRP, stat_module.S_IWOTH):
-        if parent.st_mode & bit:
+        if parent.st_mode & bit and not parent.st_mode & stat_module.S_ISVTX:
             wanted |= bit | bit << 1 | (bit >> 1 if is_directory_ else 0)
     if os.geteuid() == 0 and (parent.st_uid, parent.st_gid) != (made.st_uid, made.st_gid):
         os.chown(target, parent.st_uid, parent.st_gid)

@@ -16,7 +16,8 @@ import errno
 import fcntl
 import os
 import sys
-from _thread import allocate_lock, get_ident
+import weakref
+from _thread import LockType, RLock, allocate_lock, get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class LockFile:
 
     def __init__(self, fs: FileSystem, path: str) -> None:
         self.path = path
+        self.thread_locks: weakref.WeakValueDictionary[int, LockType] = weakref.WeakValueDictionary()
+        """By byte: the kernel does not keep the threads that share a description from each other."""
         self._fs = fs
         self.fd = fs.open(path, O_RDWR | O_CREAT)
         found = fs.fstat(self.fd)
@@ -102,13 +105,19 @@ class LockFile:
         return bool(probe.type != fcntl.F_UNLCK)
 
 
+_making = RLock()  # (a signal handler may make a lock, too)
+
+
 class ByteLock:
     """One byte of a `LockFile`, used through `under`."""
 
     __slots__ = ("acquire", "describe", "file", "give", "index", "rank", "release", "take")
 
     def __init__(self, file: LockFile, index: int, rank: int, describe: Callable[[], str]) -> None:
-        thread_lock = allocate_lock()
+        with _making:  # every `ByteLock` of a byte has the same one
+            thread_lock = file.thread_locks.get(index)
+            if thread_lock is None:
+                thread_lock = file.thread_locks[index] = allocate_lock()
         self.acquire, self.release = thread_lock.acquire, thread_lock.release
         self.file, self.index, self.rank = file, index, rank
         self.take, self.give = _range(fcntl.F_WRLCK, index), _range(fcntl.F_UNLCK, index)

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-from streamlog.errors import CorruptRecordError, DiskFailedError, StorageFullError, StreamlogError, UnsupportedFormatError
+from streamlog.errors import CorruptRecordError, DiskFailedError, StorageError, StorageFullError, UnsupportedFormatError
 
+_BROKER = "broker"
 BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors that mean that a broker's directory cannot be used: it fails (EIO), is full, is missing, or is read-only."""
 DAMAGED = (CorruptRecordError, UnsupportedFormatError)
@@ -19,16 +20,16 @@ DAMAGED = (CorruptRecordError, UnsupportedFormatError)
 
 
 def on(broker: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call what touches the directory of one broker alone; an error says so, unless it knows better."""
+    """Call what touches the directory of one broker alone; an error of its disk says so, unless it knows better."""
     try:
         return function(*args, **kwargs)
-    except (OSError, StreamlogError) as error:
-        if owner_of(error) is None:
-            error.broker = broker  # type: ignore[union-attr]
+    except (OSError, StorageError, StorageFullError) as error:
+        if owner_of(error) is None and not isinstance(error, TimeoutError):
+            setattr(error, _BROKER, broker)  # (an OSError has any attribute that one gives it)
         raise
 
 
 def owner_of(error: BaseException) -> int | None:
     """The broker that an error is about; None: it does not say."""
-    found: int | None = getattr(error, "broker", None)
+    found: int | None = getattr(error, _BROKER, None)
     return found

@@ -27,6 +27,19 @@ class HomeLog(PartitionLog):
         super()._open_active(base_offset)
         open_files.opened(self)
 
+    def _is_of_this_mount(self) -> bool:
+        return super()._is_of_this_mount() or self._is_used_elsewhere()
+
+    def _is_used_elsewhere(self) -> bool:
+        """Whether another process has the broker open: nobody unmounts its disk then.  In its mount namespace the mount has another number."""
+        home = self._home()
+        lock_file = None if home is None or self._broker not in home.brokers else home.brokers[self._broker].lock_file
+        if lock_file is None:
+            return False
+        alone = lock_file.try_exclusive(0)
+        lock_file.try_shared(0)
+        return not alone
+
     def release_files(self) -> bool:
         released = super().release_files()
         if released:

@@ -419,7 +419,7 @@ class ReplicatedLog(Replicas):
         place = self.leadership[PLACE]
         if get_ident() in locks.inside:
             if broker == leader_of(place) and isinstance(error, (*BROKEN, *DAMAGED)):
-                raise NeedsControllerError(f"{self.name}: {error}", lambda: self.mend(replica, error, offset, max(timeout, 1.0)))
+                raise NeedsControllerError(f"{self.name}: {error}", lambda: self._mend_or_raise(replica, error, offset, max(timeout, 1.0)))
             return False
         if broker != leader_of(place):
             return broker >= 0 and leader_of(place) >= 0
@@ -432,6 +432,11 @@ class ReplicatedLog(Replicas):
         except NotLeaderOrFollowerError:
             return False
         return self.leadership[PLACE] != place and leader_of(self.leadership[PLACE]) >= 0
+
+    def _mend_or_raise(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> None:
+        """Raises what was read where no other replica has it: trying again would find the same."""
+        if not self.mend(replica, error, offset, timeout) and isinstance(error, DAMAGED):
+            raise error
 
     def _is_sound_elsewhere(self, broker: int, offset: int, timeout: float) -> bool:
         """Whether another in-sync replica has what cannot be read in this one."""

@@ -12,6 +12,7 @@ from streamlog._replica.metadata import TOPIC_ID
 
 def sweep(home: Home) -> None:
     """Remove the state of topics that the metadata do not have.  With nobody else here."""
+    home.metadata.refresh(1.0)  # others may have made some since
     run = f"{home.path}/{names.RUN}"
     kept = {topic_id.hex() for topic_id in (TOPIC_ID, *home.metadata.by_id)}
     for name in home.fs.listdir(run):
