@@ -15,6 +15,7 @@ import mmap
 import os
 import stat as stat_module
 import sys
+from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,6 +185,17 @@ on_exhausted: list[Callable[[], bool]] = []
 """Called where this process has no descriptor left: each lets go of some that it can open again, and says whether it did."""
 
 
+@cache  # a process does not live longer than the boot; each log asks, and 33 µs are a third of what it costs to make one
+def _boot_id() -> int:
+    if sys.platform == "linux":
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            return int(file.read().replace(b"-", b"")[:15], 16) + 2
+    import subprocess
+
+    found = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True)
+    return int(found.stdout.replace(b"-", b"")[:15], 16) + 2
+
+
 class LocalFileSystem(FileSystem):
     """The kernel's own."""
 
@@ -304,13 +316,7 @@ class LocalFileSystem(FileSystem):
         return found.f_bavail * found.f_frsize
 
     def boot_id(self) -> int:
-        if sys.platform == "linux":
-            with open("/proc/sys/kernel/random/boot_id", "rb") as file:
-                return int(file.read().replace(b"-", b"")[:15], 16) + 2
-        import subprocess
-
-        found = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=True)
-        return int(found.stdout.replace(b"-", b"")[:15], 16) + 2
+        return _boot_id()
 
 
 class _LettingFileSystem(LocalFileSystem):
