@@ -12,7 +12,7 @@ import streamlog
 from conftest import values_of
 from replica.clusters import WRITES, Disks, brokers, log_of, lose
 from streamlog._log import open_files
-from streamlog._replica import blame, checkpoints
+from streamlog._replica import blame, checkpoints, directories
 from streamlog.testing import open as open_with
 
 
@@ -273,3 +273,40 @@ def test_a_cluster_that_is_closed_leaves_nothing_open(count: int, place: Path) -
         assert set(open_files._open) - before
     gc.collect()
     assert set(open_files._open) <= before
+
+
+def test_a_broker_that_goes_while_its_replica_is_made_anew_fails(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, gone = directories.partition_log.create, place / "log/broker-1"
+
+    def goes_first(fs, directory: str, *arguments) -> None:
+        if directory.startswith(f"{gone}/") and gone.exists():
+            shutil.rmtree(gone)
+        create(fs, directory, *arguments)
+
+    with brokers(place) as log:
+        log.create_topic("t", replication_factor=3)
+        with log.producer(linger_ms=0) as producer:
+            producer.send("t", b"1").result()
+            shutil.rmtree(gone / "t-0")
+            monkeypatch.setattr(directories.partition_log, "create", goes_first)
+            wait_until(lambda: (producer.send("t", b"2").result(), states(log))[1] == ["online", "failed", "online"])
+            producer.send("t", b"3").result()
+        with pytest.raises(streamlog.StreamlogError):
+            log.start_broker(1)
+        assert states(log) == ["online", "failed", "online"]
+        assert (values_of(log)[0], set(values_of(log)[1:-1]), values_of(log)[-1]) == (b"1", {b"2"}, b"3")
+
+
+def test_a_reader_whose_files_are_gone_says_so(place: Path) -> None:
+    """A segment that is mapped, and one that is not."""
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t", segment_bytes=4096)
+        with log.producer(linger_ms=0) as producer:
+            for number in range(100):
+                producer.send("t", b"%06d" % number).result()
+            with log.consumer("t", auto_offset_reset="earliest") as consumer:
+                assert consumer.poll(max_records=1)
+                shutil.rmtree(place / "log/broker-0/t-0")
+                with pytest.raises(streamlog.StorageError, match="t-0"):
+                    while consumer.poll(max_records=10):
+                        pass

@@ -63,7 +63,7 @@ def _at_exit() -> None:
 
 
 class _AfterFork:
-    """What `multiprocessing` is told to call in its children; it holds it weakly."""
+    """A key, which `multiprocessing` holds weakly, for what it is told to call in its children."""
 
 
 _after_fork = _AfterFork()

@@ -45,7 +45,7 @@ class Fold:
         """Offset up to which the log is folded."""
         self._uses_snapshot = use_snapshot and bool(self.snapshot)
         self._snapshot_at = 0
-        self._fold_lock: Any = RLock()  # for its owner's sake: that is set as it is taken, so no signal comes between the two
+        self._fold_lock: Any = RLock()  # it knows its owner from the very instruction that takes it: no signal comes between the two
         self._reader: LogReader | None = None
 
     def _fold(self, batch: Batch) -> None:

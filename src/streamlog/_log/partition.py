@@ -498,7 +498,7 @@ class PartitionLog(Log):
         )
 
     def _is_of_this_mount(self) -> bool:
-        """Whether the disk may not have been unmounted since: else a mark that is up is as old as the page that it stands on."""
+        """Whether the mark was set on the disk as it is mounted now.  After another mount it is as old as the page that it stands on."""
         return self.words[MOUNT] in (0, files.mount_of(self.directory)) or self._looked
 
     def _is_active(self, bases: list[int]) -> bool:

@@ -17,7 +17,7 @@ from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
-from streamlog.errors import CorruptRecordError, OffsetOutOfRangeError, StorageError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import CorruptRecordError, DiskFailedError, OffsetOutOfRangeError, StorageError, UnknownTopicOrPartitionError, UnsupportedFormatError
 
 _LOOKS = 4  # without the lock: each fails only if a segment was rolled or cut meanwhile
 _NO_LIMIT = 2**62
@@ -87,6 +87,8 @@ class LogReader:
                 return self._next()
             except (StorageError, FileNotFoundError) as error:
                 if not self.log.mend(self.replica, error, self.offset, self.timeout):
+                    if isinstance(error, FileNotFoundError):
+                        raise DiskFailedError(f"{error.filename} is gone; {self.log.name} cannot be read there") from None
                     raise
                 self.release()
 

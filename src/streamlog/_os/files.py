@@ -382,7 +382,10 @@ _STATX_MNT_ID, _STATX_MNT_ID_UNIQUE = 0x1000, 0x4000
 
 
 def mount_of(path: str) -> int:
-    """A number of the mount that a path is on, which another mount of this boot does not have (Linux 6.8; on older ones it may); 0: not known."""
+    """A number of the mount that a path is on; 0: not known.
+
+    A later mount of this boot has another one (from Linux 6.8 on; before, a number is used again).  So has the same mount in another namespace.
+    """
     statx = getattr(_libc_unlocked, "statx", None)
     buffer = ctypes.create_string_buffer(256)
     if statx is None or statx(-100, os.fsencode(path), 0, _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE, buffer) != 0:

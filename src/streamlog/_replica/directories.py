@@ -2,7 +2,7 @@
 
 A directory is somebody's as long as the metadata say so.  So a call that replaces or removes one decides under the metadata lock, on metadata
 that it read under that lock: what it saw before may be old, and what it would remove may hold acknowledged records by now.  Under the lock a
-directory only changes its name.  A name that ends in `-delete` is never used again, so its files are removed after the lock is let go.
+directory that goes only changes its name.  A name that ends in `-delete` is never used again, so its files are removed under any lock or none.
 """
 
 from __future__ import annotations
@@ -37,10 +37,15 @@ def make(home: Home, name: str, topic_id: bytes, number: int, broker: int) -> No
 
     Raises: DiskFailedError, StorageFullError: the broker's directory cannot be used.
     """
+    _making(home, broker, f"{name}-{number}", lambda: _make(home, name, topic_id, number, broker))
+
+
+def _making(home: Home, broker: int, replica: str, function: Callable[[], object]) -> None:
+    """Call what makes a directory.  A broker that is gone fails: that is no error of the call's."""
     try:
-        blame.on(broker, _make, home, name, topic_id, number, broker)
+        blame.on(broker, function)
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        failed = DiskFailedError(f"{home.brokers[broker].path}: a replica of {name}-{number} cannot be made: {error}")
+        failed = DiskFailedError(f"{home.brokers[broker].path}: a replica of {replica} cannot be made: {error}")
         failed.broker = broker
         raise failed from None
 
@@ -61,6 +66,7 @@ def make_anew(
 
     `void` makes the shared words of the replica count for nothing; it is called where the directory is replaced.  Nothing is done where
     another process was faster, where the replica is in sync on a broker that is online, or where it is none any more.
+    Raises: DiskFailedError, StorageFullError: the broker's directory cannot be used.
     """
     directory, taken = home.directory(name, key[1], broker), list[str]()
 
@@ -77,7 +83,7 @@ def make_anew(
         partition_log.create(home.fs, directory, key[0], key[1])
         files.take_owner(directory, home.path)
 
-    home.metadata.write(timeout, list, act)
+    home.metadata.write(timeout, list, lambda: _making(home, broker, f"{name}-{key[1]}", act))
     remove(home, taken)
 
 

@@ -313,7 +313,7 @@ class ReplicatedLog(Replicas):
         if self.leadership[PLACE] != place or owner not in self.state.replicas:
             return
         opened = self._home.brokers.get(owner)
-        if opened is not None and opened.is_replaced():
+        if opened is not None and (opened.is_replaced() or not files.is_directory(opened.path)):
             error = DiskFailedError(f"{opened.path} was removed or replaced: {error}")
         elif isinstance(error, DAMAGED) or not files.is_directory(self.on(owner).directory):
             if any(member != owner for member in self.state.in_sync):
@@ -564,10 +564,16 @@ class ReplicatedLog(Replicas):
         replica = self.on(broker)
         if broker in self.state.in_sync:
             return
-        if not files.is_directory(replica.directory):
-            self.revive(broker, timeout)
-        elif isinstance(error, DAMAGED) and error.path.startswith(f"{replica.directory}/"):
-            under(replica.lock, timeout, self._discard, replica, broker, error.path.rpartition("/")[2])
+        try:
+            if not files.is_directory(replica.directory):
+                self.revive(broker, timeout)
+            elif isinstance(error, DAMAGED) and error.path.startswith(f"{replica.directory}/"):
+                under(replica.lock, timeout, self._discard, replica, broker, error.path.rpartition("/")[2])
+        except BROKEN as failed:
+            if blame.owner_of(failed) not in (None, broker):
+                raise
+            reason = failed
+            self._call(lambda: self._controller.fail(broker, reason, timeout))  # its directory went meanwhile
 
     def _discard(self, replica: PartitionLog, broker: int, name: str) -> None:
         aligned, replica.words[ALIGNED] = replica.words[ALIGNED], 0  # first: from here on nobody lets it join the in-sync set
