@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import streamlog
 from conftest import values_of
 from replica.clusters import WRITES, Disks, brokers, log_of, lose
 from streamlog._log import open_files
+from streamlog._log.reader import LogReader
 from streamlog._replica import blame, checkpoints, directories
 from streamlog.testing import open as open_with
 
@@ -297,16 +299,22 @@ def test_a_broker_that_goes_while_its_replica_is_made_anew_fails(place: Path, mo
         assert (values_of(log)[0], set(values_of(log)[1:-1]), values_of(log)[-1]) == (b"1", {b"2"}, b"3")
 
 
-def test_a_reader_whose_files_are_gone_says_so(place: Path) -> None:
-    """A segment that is mapped, and one that is not."""
+def test_a_replica_cannot_be_made_anew_where_its_broker_is_gone(place: Path) -> None:
+    with brokers(place) as log:
+        log.create_topic("t", replication_factor=3)
+        key = log._refreshed().topic("t").topic_id, 0
+        log.stop_broker(1)
+        shutil.rmtree(place / "log/broker-1")
+        with pytest.raises(streamlog.DiskFailedError, match="cannot be made") as raised:
+            directories.make_anew(log._home, "t", key, 1, -1, lambda: None, 10.0)
+        assert blame.owner_of(raised.value) == 1
+
+
+def test_a_reader_whose_files_are_gone_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with streamlog.open(place / "log") as log:
-        log.create_topic("t", segment_bytes=4096)
-        with log.producer(linger_ms=0) as producer:
-            for number in range(100):
-                producer.send("t", b"%06d" % number).result()
-            with log.consumer("t", auto_offset_reset="earliest") as consumer:
-                assert consumer.poll(max_records=1)
-                shutil.rmtree(place / "log/broker-0/t-0")
-                with pytest.raises(streamlog.StorageError, match="t-0"):
-                    while consumer.poll(max_records=10):
-                        pass
+        log.create_topic("t")
+        reader = LogReader(log._home.log(log._refreshed().topic("t"), 0, 1.0), 0)
+        path = str(place / "log/broker-0/t-0/x.log")
+        monkeypatch.setattr(LogReader, "_next", lambda _: os.stat(path))
+        with pytest.raises(streamlog.DiskFailedError, match="x.log is gone; t-0"):
+            reader.next()

@@ -17,7 +17,14 @@ from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
 from streamlog._os.wake import barrier
-from streamlog.errors import CorruptRecordError, DiskFailedError, OffsetOutOfRangeError, StorageError, UnknownTopicOrPartitionError, UnsupportedFormatError
+from streamlog.errors import (
+    CorruptRecordError,
+    DiskFailedError,
+    OffsetOutOfRangeError,
+    StorageError,
+    UnknownTopicOrPartitionError,
+    UnsupportedFormatError,
+)
 
 _LOOKS = 4  # without the lock: each fails only if a segment was rolled or cut meanwhile
 _NO_LIMIT = 2**62
