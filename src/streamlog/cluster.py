@@ -552,13 +552,14 @@ class Cluster:
         return damage.repair(self._home, topic, partition, keep, self.timeout)
 
     def _repair_folded(self, topic: str, partition: int, keep: str) -> str:
-        """Repair a log of which processes keep a fold: that begins anew, here too."""
+        """Repair a log that processes keep in folded form.  The folds begin anew, in this process too."""
         from streamlog._client import damage
 
         home = self._home
         if any(not child._closed_reason for child in list(self._children)) or not home.is_last():
-            users = f"processes {home.processes()} have it open; producers and consumers here are closed first, too"
-            raise InvalidStateError(f"{topic} is repaired while nobody else uses the cluster; {users}")
+            others = [pid for pid in home.processes() if pid != process.pid()]
+            users = f"; processes {others} have it open" if others else ""
+            raise InvalidStateError(f"{topic}: no producer, consumer or other process must use the cluster while it is repaired{users}")
         try:
             aside = damage.repair(home, topic, partition, keep, self.timeout)
         finally:

@@ -761,7 +761,7 @@ class Consumer:
                 self._release()
 
     def close_from_outside(self, timeout: float) -> bool:
-        """The cluster is closed while another thread is inside a call: that thread closes the consumer when the call ends; whether it has."""
+        """Close while another thread is inside a call: that thread closes the consumer when the call ends.  Returns whether it did."""
         self._close_asked, deadline = (True, timeout), monotonic() + timeout
         while not self._closed_reason and monotonic() < deadline:
             try:

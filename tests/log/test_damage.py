@@ -89,7 +89,7 @@ def test_a_bit_that_rots_below_the_recovery_point_costs_its_batch_alone(which: i
         assert placed.offset == 40
         assert {finding.invariant for finding in streamlog.check(log)} == {"I3"}
     if not (config and which < 30):  # a segment that lies wholly below the recovery point is not scanned
-        assert f"offset {which} was on the disk" in caplog.text
+        assert f"offset {which} is missing or cannot be read" in caplog.text
     reboot(location)
     with streamlog.open(location) as log:
         assert read(log) == ([n for n in range(41) if n != which], [(which, which + 1)])
@@ -324,7 +324,7 @@ def test_an_internal_topic_is_repaired_while_nobody_else_uses_the_cluster(locati
         with streamlog.open(location):
             path, batches = records_of_metadata(location)
             flip(path, batches[1] + 85)
-            with pytest.raises(streamlog.InvalidStateError, match=f"processes .*{os.getpid()}"):
+            with pytest.raises(streamlog.InvalidStateError, match="no producer, consumer or other process"):
                 log.repair_partition("__cluster_metadata", 0, keep="before")
         with log.producer(), pytest.raises(streamlog.InvalidStateError):
             log.repair_partition("__cluster_metadata", 0, keep="before")

@@ -42,7 +42,7 @@ class TransactionContext:
                 self._abort()
                 if manager.state == FATAL_ERROR and manager.error is not None:
                     raise manager.error
-                raise InvalidTxnStateError("the block ended its transaction and began another one; that one was aborted: commit it inside the block")
+                raise InvalidTxnStateError("the block ended its transaction and began another one, which must end inside the block: it was aborted")
         elif manager.closed_inside == self._number:
             raise ClosedError("the producer was closed inside the transaction's block: nothing of the transaction counts")
         elif manager.ended != self._number:

@@ -176,7 +176,7 @@ def tell(log: PartitionLog) -> None:
 
 
 def _tell_damage(log: PartitionLog, first: int, end: int) -> None:
-    lost = f"offset {first} was on the disk and cannot be read any more; nothing is removed, and the log goes on at offset {end}"
+    lost = f"offset {first} is missing or cannot be read; nothing is removed, and the log goes on at offset {end}"
     log.untold.append(("error", f"{log.name} is damaged: {lost} ({log.directory})"))
 
 
@@ -235,9 +235,10 @@ def _header(log: PartitionLog, base: int) -> SegmentHeader | None:
 
 
 def _continuing(log: PartitionLog, bases: list[int], headers: dict[int, SegmentHeader | None], durable: int) -> list[int]:
-    """The segments that are no leftovers of an older life of the log: one of an epoch below an earlier one's is.
+    """The segments that belong to the log; the others are leftovers of an older life of it.
 
-    One without a header is, too, unless it begins below what was on the disk, and the segment before it ends there: then it is damaged.
+    A segment of an epoch below an earlier one's is a leftover.  One whose header cannot be read belongs to the log, and is damaged, if it begins
+    below `durable` and the segment before it has no batch at its base offset.
     """
     kept: list[int] = []
     epoch = 0

@@ -21,7 +21,7 @@ _POPULATE_READ = 22  # Linux 5.14
 
 
 def mapped(fd: int, size: int, *, writable: bool) -> tuple[int, memoryview]:
-    """Map the first `size` bytes of a file, shared; returns their address and a view of them, as long as which they stay mapped."""
+    """Map the first `size` bytes of a file, shared.  Returns their address and a view.  They stay mapped as long as the view lives."""
     address = _mmap(None, size, mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0), mmap.MAP_SHARED, fd, 0)
     if address in (None, _FAILED):
         number = ctypes.get_errno()

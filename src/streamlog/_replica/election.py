@@ -31,7 +31,7 @@ class PartitionState(NamedTuple):
 
 
 def created(replicas: Sequence[int], alive: Collection[int] | None = None) -> PartitionState:
-    """A new partition, with all its replicas in sync that are `alive` (None: all); the first of them is."""
+    """A new partition.  Its first replica leads and must be alive.  The replicas that are `alive` (None: all) are in sync."""
     return PartitionState(tuple(replicas), replicas[0], 1, tuple(sorted(broker for broker in replicas if alive is None or broker in alive)))
 
 

@@ -375,7 +375,7 @@ class Home:
         words[_MOUNT] = files.mount_of(self.path)
 
     def _follow_mount(self, lock_file: LockFile) -> None:
-        """Through another mount, with nobody here: the disk may have been away meanwhile, and come back as it was at another time."""
+        """Begin a new run if the mount is another one, and nobody is here: the disk may have come back as it was at an earlier time."""
         if self._page.words[_MOUNT] != files.mount_of(self.path) and lock_file.try_exclusive(0):
             self._begin_run()
             lock_file.try_shared(0)

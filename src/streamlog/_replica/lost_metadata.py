@@ -1,5 +1,6 @@
-"""Metadata that lost records to damage, brought in step with the disk: a topic is there if, and as far as, it has directories.
+"""Compares metadata that lost records to damage with the disk, and writes the records that are missing.
 
+Topics and partitions that have directories come back.  A topic that has none is deleted.  The number of partitions never falls.
 The directories and the headers of segments tell a topic's name, its id and how many partitions it has.  They do not tell its configuration.
 """
 

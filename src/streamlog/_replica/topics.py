@@ -142,7 +142,7 @@ def delete(home: Home, name: str, timeout: float) -> None:
 
 
 def _remove(home: Home, taken: list[str]) -> None:
-    """Remove what was taken away.  Of several brokers one may be out: its next start finishes the deletion."""
+    """Remove what was taken away.  With several brokers one may be out: `repair`, or the next deletion of a topic, removes the rest."""
     for directory in taken:
         try:
             directories.remove(home, [directory])
@@ -175,7 +175,8 @@ def _make_partitions(home: Home, name: str, topic_id: bytes, numbers: range, fac
     if factor == AS_MANY_AS_THERE_ARE:
         factor = min(INTERNAL_REPLICAS, len(alive))
     if factor > len(alive) + len(out) or not alive:
-        raise InvalidReplicationFactorError(f"replication_factor={factor}: {len(alive)} of {len(home.brokers)} brokers are online")
+        limit = f"must be at most {len(alive) + len(out)}, the number of brokers; one of them must be online, {len(alive)} are"
+        raise InvalidReplicationFactorError(f"replication_factor={factor}: {limit}")
     found = assignment(numbers, min(factor, len(alive)), alive, len(home.metadata.partitions) - numbers.start)
     found = [(*replicas, *out[: factor - len(replicas)]) for replicas in found]  # those that are out get theirs when they come back
     for number, replicas in zip(numbers, found):

@@ -75,7 +75,7 @@ def _repair(args: argparse.Namespace) -> int:
             print("everything can be read", file=sys.stderr)
             return 0
         if len(cluster.brokers()) > 1:
-            print("nothing was changed; `streamlog brokers scrub` copies from another replica what one has", file=sys.stderr)
+            print("nothing was changed; `streamlog brokers scrub` copies damaged records from a replica that still has them", file=sys.stderr)
             return 1
         if args.keep is None:
             print(_choice(topic, found[0].first_offset, found[-1].next_offset), file=sys.stderr)
@@ -97,7 +97,7 @@ def _choice(topic: str, first: int, after: int) -> str:
         f"  --keep behind: the log begins at offset {after}; the records before it are removed",
     ]
     if topic in names.INTERNAL_TOPICS:
-        lines.append("  (in an internal topic later records replace earlier ones: behind loses less, where the log goes on behind the damage)")
+        lines.append("  (in an internal topic later records replace earlier ones: if there are records after the damage, --keep behind loses less)")
     return "\n".join(lines)
 
 
