@@ -544,12 +544,16 @@ class Cluster:
         Metadata are then compared with the disk, damaged or not: topics, and partitions, of which they lost the records are taken back.
         Raises: InvalidStateError (with several brokers: `repair` copies from another one; an internal topic while the cluster is in use).
         """
-        from streamlog._client import damage
+        from streamlog._client import damage, transaction_admin
 
         self._refreshed()
         if topic in names.INTERNAL_TOPICS:
-            return self._repair_folded(topic, partition, keep)
-        return damage.repair(self._home, topic, partition, keep, self.timeout)
+            aside = self._repair_folded(topic, partition, keep)
+        else:
+            aside = damage.repair(self._home, topic, partition, keep, self.timeout)
+        if aside and topic != names.METADATA_TOPIC:
+            transaction_admin.end_what_lost_its_marker(self._transactions, topic, partition, self.timeout)
+        return aside
 
     def _repair_folded(self, topic: str, partition: int, keep: str) -> str:
         """Repair a log that processes keep in folded form.  The folds begin anew, in this process too."""

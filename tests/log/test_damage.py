@@ -412,6 +412,35 @@ def test_a_log_that_begins_behind_damage_shows_no_transaction_that_is_open(locat
         producer.close()
 
 
+@pytest.mark.parametrize("first", ["commit_transaction", "abort_transaction"])
+@pytest.mark.parametrize("second", ["commit_transaction", "abort_transaction"])
+@pytest.mark.parametrize("keep", ["before", "behind"])
+def test_a_transaction_whose_marker_went_with_the_damage_ends_as_it_had_ended(first: str, second: str, keep: str, location: Path) -> None:
+    """Else the producer's next marker would end it."""
+    with streamlog.open(location) as log:
+        log.create_topic("t")
+        with log.producer(transactional_id="x", linger_ms=0) as producer, log.producer(linger_ms=0) as other:
+            producer.init_transactions()
+            rots = [other.send("t", b"rots").result()] if keep == "behind" else []
+            producer.begin_transaction()
+            producer.send("t", b"first").result()
+            rots += [other.send("t", b"rots").result()] if keep == "before" else []
+            getattr(producer, first)()
+            other.send("t", b"last").result()
+            path = location / "broker-0/t-0/00000000000000000000.log"
+            at = HEADER if keep == "behind" else HEADER + int.from_bytes(path.read_bytes()[HEADER + 28 : HEADER + 32], "little")
+            assert rots[0].offset == (0 if keep == "behind" else 1)
+            flip(path, at + 90)
+            assert streamlog_command(location, "repair", "t:0", "--keep", keep).returncode == 0
+            producer.begin_transaction()
+            producer.send("t", b"second").result()
+            getattr(producer, second)()
+        expected = [b"first"] * (first == "commit_transaction") + [b"last"] * (keep == "behind") + [b"second"] * (second == "commit_transaction")
+        with log.consumer("t", auto_offset_reset="earliest", isolation_level="read_committed") as consumer:
+            assert [record.value for record in consumer.poll(timeout_ms=200)] == expected
+        assert streamlog.check(log) == []
+
+
 @pytest.mark.parametrize("boot", [True, False])
 @pytest.mark.parametrize("step", range(4))
 def test_who_dies_while_a_log_is_begun_behind_damage_loses_none_that_follows(step: int, boot: bool, location: Path) -> None:

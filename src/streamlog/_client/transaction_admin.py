@@ -93,6 +93,18 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
     raise TransactionalIdNotFoundError(f"no hanging transaction begins at offset {first_offset} of {topic}-{partition}")
 
 
+def end_what_lost_its_marker(coordinator: TransactionCoordinator, topic: str, partition: int, timeout: float) -> None:
+    """End the transactions of a repaired partition whose markers went with the damage: by the outcome that is on record, else abort them.
+
+    Before their producers go on: a later marker of theirs would end these, too.
+    """
+    home = coordinator.home
+    home.refresh(timeout)
+    log = home.log(home.metadata.topic(topic), partition, timeout)
+    for each in _hanging_in(coordinator, log, timeout):
+        coordinator.end_hanging(log, each.producer_id, each.producer_epoch, timeout)
+
+
 def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:
     """End what is over, and forget ids that nobody has used for `transactional_id_expiration_ms`; the first error is raised at the end."""
     limit = coordinator.clock.agreed_ms() - coordinator.home.config.transactional_id_expiration_ms
