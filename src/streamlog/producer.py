@@ -29,6 +29,7 @@ from streamlog._client.target import Target
 from streamlog._client.writer import BatchWriter
 from streamlog._format import batch as fmt
 from streamlog._log.log import Log
+from streamlog._os import locks
 from streamlog._os.clock import monotonic, sleep
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TopicMetadata
@@ -500,9 +501,9 @@ class Producer(Accumulator):
         if self._closed_reason:
             return
         check_timeout(timeout)
-        if self._is_entered() or any(lane.is_own_turn() for lane in list(self._active)):
+        if self._is_entered() or get_ident() in locks.inside or any(lane.is_own_turn() for lane in list(self._active)):
             self._closed_reason, self._targets = "close() was called", {}
-            return  # a signal handler inside this thread's own send or append, which goes on after it, or at exit
+            return  # a signal handler inside this thread's own send, append or lock: the sender writes the rest after it, or who ends the process
         try:
             deadline = monotonic() + (self._delivery + GRACE if timeout is None else timeout)
             self._closing, self._targets = True, {}

@@ -20,6 +20,7 @@ import pytest
 
 import streamlog
 from conftest import values_of
+from streamlog._log import segment
 from streamlog._log.fold import Fold
 from streamlog._os import locks, mapping, wake
 from streamlog._os.files import LOCAL
@@ -908,6 +909,38 @@ def test_a_signal_handler_may_fold_at_each_instruction_of_a_fold(place: Path) ->
         assert all(seen)
         assert not metadata.is_inside()
         assert log.topics() == ["t"]
+
+
+@pytest.mark.parametrize("how", ["close", "flush", "result"])
+def test_a_signal_handler_inside_a_lock_waits_for_no_record(how: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes it may need that lock: an idempotent producer's first record needs the metadata's."""
+    create, calls, errors = segment.create, [], []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        if not calls:
+            calls.append(producer := log.producer(linger_ms=0, enable_idempotence=True, delivery_timeout_ms=20_000))
+            try:
+                delivery = producer.send("t", b"h")
+                {"close": producer.close, "flush": producer.flush, "result": delivery.result}[how]()
+            except streamlog.StreamlogError as error:
+                errors.append(error)
+        create(*arguments, **options)
+
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        monkeypatch.setattr(segment, "create", interrupted)
+        began = time.monotonic()
+        log.create_topic("u")
+        assert time.monotonic() - began < 15, "the delivery time-out is 20 s"
+        assert [type(error) for error in errors] == ([] if how == "close" else [streamlog.InvalidStateError])
+        wait_until(lambda: values_of(log) == [b"h"])
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_refused_value_ends_a_batch_with_an_error(place: Path, read_all) -> None:

@@ -34,6 +34,7 @@ from streamlog._client.batch import RECORD_MEMORY, ROW_BYTES, Delivery, RecordBa
 from streamlog._client.lane import PATIENCE, Lane
 from streamlog._client.meter import ProducerMeter
 from streamlog._client.sender import Sender
+from streamlog._os import locks
 from streamlog._os.clock import monotonic, sleep
 from streamlog._replica.home import Home
 from streamlog.errors import BufferExhaustedError, ClosedError, InvalidStateError, StreamlogTimeoutError
@@ -289,6 +290,11 @@ class Accumulator:
             raise InvalidStateError(
                 f"a callback, or a signal handler, cannot wait for a record of {lane.name}: this thread is writing that partition, and goes on "
                 "when it returns; wait on another thread, or after it"
+            )
+        if get_ident() in locks.inside:
+            raise InvalidStateError(
+                f"a signal handler, or a finalizer, inside a lock of this thread cannot wait for a record of {lane.name}: who writes it may need "
+                "that lock; wait after it"
             )
         left = deadline - monotonic()
         if left <= 0:
