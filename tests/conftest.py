@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,14 @@ def records_of(cluster: streamlog.Cluster, topic: str = "t", **config: Any) -> l
 def values_of(cluster: streamlog.Cluster, topic: str = "t") -> list[bytes]:
     """Their values."""
     return [record.value for record in records_of(cluster, topic)]
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    """Return once something holds; fail after 20 s."""
+    deadline = time.monotonic() + 20
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -480,7 +480,7 @@ class Cluster:
 
     def _become_several(self, path: str | None) -> int:
         home = self._home
-        if any(not child._closed_reason for child in list(self._children)):
+        if self._has_open_children():
             raise InvalidStateError("the second broker is added while nobody uses the cluster: close its producers and consumers first")
         config, timeout = self._options, self.timeout
         from streamlog._replica import administration
@@ -560,7 +560,7 @@ class Cluster:
         from streamlog._client import damage
 
         home = self._home
-        if any(not child._closed_reason for child in list(self._children)) or not home.is_last():
+        if self._has_open_children() or not home.is_last():
             others = [pid for pid in home.processes() if pid != process.pid()]
             users = f"; processes {others} have it open" if others else ""
             raise InvalidStateError(f"{topic}: no producer, consumer or other process must use the cluster while it is repaired{users}")
@@ -639,6 +639,9 @@ class Cluster:
                 else:
                     home.close()
             self._home_of_process = None
+
+    def _has_open_children(self) -> bool:
+        return any(not child._closed_reason for child in list(self._children))
 
     def _close_children(self) -> None:
         """Producers first, each of them whatever becomes of the others; the first error is raised when all were tried."""

@@ -701,6 +701,15 @@ def test_repair_says_that_nothing_is_damaged(location: Path) -> None:
 # ---- several brokers
 
 
+def fill_replicas(place: Path) -> None:
+    """A topic on three brokers with 20 records, each a batch."""
+    with brokers(place) as cluster:
+        cluster.create_topic("t", replication_factor=3)
+        with cluster.producer(linger_ms=0, durability="fsync") as producer:
+            for number in range(20):
+                producer.send("t", b"%06d" % number).result()
+
+
 def crash(place: Path) -> None:
     shutil.rmtree(place / "log/run")
 
@@ -708,11 +717,7 @@ def crash(place: Path) -> None:
 def test_a_replica_that_lost_what_it_had_synced_is_repaired_from_another(place: Path) -> None:
     for victim in range(3):
         here = place / str(victim)
-        with brokers(here) as cluster:
-            cluster.create_topic("t", replication_factor=3)
-            with cluster.producer(linger_ms=0, durability="fsync") as producer:
-                for number in range(20):
-                    producer.send("t", b"%06d" % number).result()
+        fill_replicas(here)
         flip(here / f"log/broker-{victim}/t-0/00000000000000000000.log", HEADER + BATCH * 10 + 90)
         crash(here)
         with brokers(here) as cluster:
@@ -727,11 +732,7 @@ def test_a_replica_that_lost_what_it_had_synced_is_repaired_from_another(place: 
 def test_a_replica_whose_header_rotted_is_repaired_from_another(boot: bool, place: Path) -> None:
     for victim in range(3):
         here = place / str(victim)
-        with brokers(here) as cluster:
-            cluster.create_topic("t", replication_factor=3)
-            with cluster.producer(linger_ms=0, durability="fsync") as producer:
-                for number in range(20):
-                    producer.send("t", b"%06d" % number).result()
+        fill_replicas(here)
         rot_header(here / f"log/broker-{victim}/t-0/00000000000000000000.log")
         if boot:
             crash(here)
@@ -761,11 +762,7 @@ def test_with_several_brokers_repair_names_the_scrub(place: Path) -> None:
 
 
 def test_where_every_replica_is_damaged_nothing_is_removed(place: Path) -> None:
-    with brokers(place) as cluster:
-        cluster.create_topic("t", replication_factor=3)
-        with cluster.producer(linger_ms=0, durability="fsync") as producer:
-            for number in range(20):
-                producer.send("t", b"%06d" % number).result()
+    fill_replicas(place)
     paths = [place / f"log/broker-{broker}/t-0/00000000000000000000.log" for broker in range(3)]
     for path in paths:
         flip(path, HEADER + BATCH * 10 + 90)

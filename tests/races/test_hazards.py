@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 import pytest
 
 import streamlog
-from conftest import values_of
+from conftest import values_of, wait_until
 from streamlog._log import segment
 from streamlog._log.fold import Fold
 from streamlog._os import locks, mapping, wake
@@ -934,13 +934,6 @@ def test_a_signal_handler_inside_a_lock_waits_for_no_record(how: str, place: Pat
         assert time.monotonic() - began < 15, "the delivery time-out is 20 s"
         assert [type(error) for error in errors] == ([] if how == "close" else [streamlog.InvalidStateError])
         wait_until(lambda: values_of(log) == [b"h"])
-
-
-def wait_until(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_refused_value_ends_a_batch_with_an_error(place: Path, read_all) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import streamlog
-from conftest import values_of
+from conftest import values_of, wait_until
 from replica.clusters import WRITES, Disks, brokers, log_of, lose
 from streamlog._log import open_files
 from streamlog._log.reader import LogReader
@@ -41,13 +41,6 @@ def test_a_path_inside_another_path_blames_nobody(op: str, order: int, place: Pa
             fs.clear()
         log.start_broker(1)
         assert values_of(log) == [b"1", b"2"]
-
-
-def wait_until(ready) -> None:
-    deadline = time.monotonic() + 20
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 ACTIONS = {

@@ -96,7 +96,7 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
 def end_what_lost_its_marker(coordinator: TransactionCoordinator, topic: str, partition: int, timeout: float) -> None:
     """End the transactions of a repaired partition whose markers went with the damage: by the outcome that is on record, else abort them.
 
-    Before their producers go on: a later marker of theirs would end these, too.
+    A later marker of their producers would end these, too.  Nothing keeps a producer in another process from writing one first.
     """
     home = coordinator.home
     home.refresh(timeout)

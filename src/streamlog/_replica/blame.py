@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 from streamlog.errors import CorruptRecordError, DiskFailedError, StorageError, StorageFullError, UnsupportedFormatError
 
-_BROKER = "broker"
 BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors that mean that a broker's directory cannot be used: it fails (EIO), is full, is missing, or is read-only."""
 DAMAGED = (CorruptRecordError, UnsupportedFormatError)
@@ -25,11 +24,11 @@ def on(broker: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
         return function(*args, **kwargs)
     except (OSError, StorageError, StorageFullError) as error:
         if owner_of(error) is None and not isinstance(error, TimeoutError):
-            setattr(error, _BROKER, broker)  # (an OSError has any attribute that one gives it)
+            error.broker = broker  # type: ignore[union-attr]
         raise
 
 
 def owner_of(error: BaseException) -> int | None:
     """The broker that an error is about; None: it does not say."""
-    found: int | None = getattr(error, _BROKER, None)
+    found: int | None = getattr(error, "broker", None)
     return found

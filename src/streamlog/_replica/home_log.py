@@ -34,11 +34,7 @@ class HomeLog(PartitionLog):
         """Whether another process has the broker open: nobody unmounts its disk then.  In its mount namespace the mount has another number."""
         home = self._home()
         lock_file = None if home is None or self._broker not in home.brokers else home.brokers[self._broker].lock_file
-        if lock_file is None:
-            return False
-        alone = lock_file.try_exclusive(0)
-        lock_file.try_shared(0)
-        return not alone
+        return lock_file is not None and lock_file.is_held_elsewhere(0)
 
     def release_files(self) -> bool:
         released = super().release_files()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from streamlog.cli.common import Commands
 
 import streamlog
+from streamlog._format import names
 from streamlog.cli.common import counted, location
 
 _EVERY = 1.0  # seconds between lines of progress
@@ -62,8 +63,6 @@ def _partition(text: str) -> tuple[str, int]:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from streamlog._format import names
-
     topic, partition = args.partition
     with _open_to_repair(location(args), topic) as cluster:
         found = cluster.damage(topic, partition)
@@ -89,8 +88,6 @@ def _repair(args: argparse.Namespace) -> int:
 
 def _choice(topic: str, first: int, after: int) -> str:
     """What an operator can do about damage from `first` to before `after`."""
-    from streamlog._format import names
-
     lines = [
         "nothing was changed; choose what is kept:",
         f"  --keep before: the log ends at offset {first}; the records from there on are removed",
@@ -104,8 +101,6 @@ def _choice(topic: str, first: int, after: int) -> str:
 def _open_to_repair(where: str, topic: str) -> streamlog.Cluster:
     """The cluster; where its metadata are to be repaired they need not be readable."""
     from streamlog import cluster
-    from streamlog._format import names
-
     if topic != names.METADATA_TOPIC:
         return streamlog.open(where, create=False)
     return cluster.Cluster(cluster._Place(where), create=False, reads_metadata=False)
