@@ -223,9 +223,11 @@ class _Check:
                         self._found("I11", path, f"offset {batch.base_offset}: a batch of producer {batch.producer_id} is there twice")
                 except (OutOfOrderSequenceError, InvalidProducerEpochError) as error:
                     self._found("I11", path, f"offset {batch.base_offset}: {error}")
-        aborted = states.take_in(batch)
-        if aborted is not None:
+        aborted, is_marked = states.take_in(batch) or (None, True)
+        if aborted is not None and is_marked:
             self._aborted.append(aborted)
+        elif aborted is not None and self._whole:
+            self._found("I13", path, f"offset {batch.base_offset}: the transaction of its producer that began at offset {aborted[1]} has no marker")
         while self._snapshots and self._snapshots[0].offset <= batch.next_offset:
             snapshot = self._snapshots.pop(0)
             same = snapshot.entries.items() <= states.entries.items() and snapshot.open == states.open  # who expired is not in it

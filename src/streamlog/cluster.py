@@ -540,20 +540,17 @@ class Cluster:
 
         Args:   keep: "before": the log ends before the first damaged offset, and all records after it are removed; "behind": the log
                 begins after the last damaged offset, and all records before it are removed.
+        Transactions that are open in the partition are aborted first, and fence their producers.
         Returns the directory into which the segments were copied first; "" where nothing is damaged.
         Metadata are then compared with the disk, damaged or not: topics, and partitions, of which they lost the records are taken back.
         Raises: InvalidStateError (with several brokers: `repair` copies from another one; an internal topic while the cluster is in use).
         """
-        from streamlog._client import damage, transaction_admin
+        from streamlog._client import damage
 
         self._refreshed()
         if topic in names.INTERNAL_TOPICS:
-            aside = self._repair_folded(topic, partition, keep)
-        else:
-            aside = damage.repair(self._home, topic, partition, keep, self.timeout)
-        if aside and topic != names.METADATA_TOPIC:
-            transaction_admin.end_what_lost_its_marker(self._transactions, topic, partition, self.timeout)
-        return aside
+            return self._repair_folded(topic, partition, keep)
+        return damage.repair(self._transactions, topic, partition, keep, self.timeout)
 
     def _repair_folded(self, topic: str, partition: int, keep: str) -> str:
         """Repair a log that processes keep in folded form.  The folds begin anew, in this process too."""
@@ -565,7 +562,7 @@ class Cluster:
             users = f"; processes {others} have it open" if others else ""
             raise InvalidStateError(f"{topic}: no producer, consumer or other process must use the cluster while it is repaired{users}")
         try:
-            aside = damage.repair(home, topic, partition, keep, self.timeout)
+            aside = damage.repair(self._transactions, topic, partition, keep, self.timeout)
         finally:
             if self._groups_of_home is not None:
                 self._groups_of_home.close()

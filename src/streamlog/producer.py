@@ -71,7 +71,7 @@ class Producer(Accumulator):
         self._partitioner: Partitioner | None = None  # of records that have neither a partition nor a key that says
         if named != "sticky":
             self._partitioner = RoundRobinPartitioner() if named == "round_robin" else HashPartitioner() if named else config.partitioner
-        self._following: set[int] = set()  # threads inside `_follow_metadata`
+        self._following: set[int] = set()  # threads that look topics up
         self._tells = hasattr(self._partitioner, "batch_completed") and not named
         ends.remember(self)
 
@@ -292,8 +292,17 @@ class Producer(Accumulator):
         name = topic if isinstance(topic, str) else topic.name if hasattr(topic, "_topic_id") else None
         if name is None:
             raise UnknownTopicOrPartitionError(f"{topic!r} is not a topic's name")
-        if self._metadata.changed():
-            self._follow_metadata()
+        if self._is_nested():
+            return self._look_up(name, topic)
+        try:
+            self._following.add(get_ident())
+            if self._metadata.changed():
+                self._follow()
+            return self._look_up(name, topic)
+        finally:
+            self._following.discard(get_ident())
+
+    def _look_up(self, name: str, topic: Any) -> Target:
         metadata = self._metadata.topic(name, writable=True)
         expected = getattr(topic, "_topic_id", metadata.topic_id)
         if expected != metadata.topic_id:
@@ -321,18 +330,21 @@ class Producer(Accumulator):
         return Target(self, metadata, logs, self._closed_batch)
 
     def _follow_metadata(self) -> None:
-        """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended.
-
-        A signal handler that sends meanwhile goes by what is known: if it began again, one signal after the other could go ever deeper.
-        """
-        me = get_ident()
-        if me in self._following:
+        """Topics were created, grew or went: look them up again.  Once for each change, before a batch is appended."""
+        if self._is_nested():
             return
         try:
-            self._following.add(me)
+            self._following.add(get_ident())
             self._follow()
         finally:
-            self._following.discard(me)
+            self._following.discard(get_ident())
+
+    def _is_nested(self) -> bool:
+        """Whether a signal handler runs this inside a look-up, or a lock, of its thread: it goes by what is known.
+
+        If it began to look up again, one signal after the other could go ever deeper.
+        """
+        return get_ident() in self._following or locks.is_interrupted()
 
     def _follow(self) -> None:
         self._home.refresh(self._block)
@@ -501,7 +513,7 @@ class Producer(Accumulator):
         if self._closed_reason:
             return
         check_timeout(timeout)
-        if self._is_entered() or get_ident() in locks.inside or any(lane.is_own_turn() for lane in list(self._active)):
+        if self._is_entered() or locks.is_interrupted() or any(lane.is_own_turn() for lane in list(self._active)):
             self._closed_reason, self._targets = "close() was called", {}
             return  # a signal handler inside this thread's own send, append or lock: the sender writes the rest after it, or who ends the process
         try:

@@ -216,6 +216,30 @@ def test_a_signal_handler_that_sends_goes_by_what_is_known_of_topics(
     assert values_of(log, "t") == [b"first", b"handler", b"last"]
 
 
+def test_a_signal_handler_inside_a_first_look_up_does_not_fold_again(log: streamlog.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Topics are made all the time: handlers that interrupt handlers would never catch up."""
+    log.create_topic("t")
+    with streamlog.open(log.location) as other, log.producer(linger_ms=0) as producer:
+        make, refresh, looks, depth = producer._make_target, log._home.refresh, [], 0
+
+        def interrupted(metadata: object) -> object:
+            nonlocal depth
+            depth += 1
+            if depth < 20:
+                other.create_topic(f"u{depth}")
+                producer.send("t", b"handler")
+            return make(metadata)
+
+        monkeypatch.setattr(log._home, "refresh", lambda timeout: looks.append(refresh(timeout)))
+        monkeypatch.setattr(type(producer), "_make_target", lambda _, metadata: interrupted(metadata))
+        other.create_topic("u")
+        producer.send("t", b"last")
+        monkeypatch.undo()
+        assert depth == 20
+        assert len(looks) <= 2, "one look, and one before the append"
+    assert values_of(log, "t") == [*[b"handler"] * 19, b"last"]
+
+
 @pytest.mark.parametrize("size", [1, 100, 5000])
 def test_buffer_memory_bounds_batches_that_are_larger(size: int, log: streamlog.Cluster) -> None:
     from streamlog._client.batch import RECORD_MEMORY

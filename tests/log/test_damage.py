@@ -4,8 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from _thread import get_ident
 from pathlib import Path
 
@@ -13,60 +11,15 @@ import pytest
 
 import streamlog
 from conftest import values_of
+from log.damaged import BATCH, HEADER, filled, flip, read, reboot, streamlog_command
 from replica.clusters import brokers, log_of, records_on, settle
 from streamlog._client import damage
 from streamlog._log import recovery
 from streamlog._log.partition import PartitionLog
-from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, OPEN, START, SYNCED
+from streamlog._log.state import ALIGNED, BOOT, DAMAGED, DIRTY, END, EPOCH, HWM, MOUNT, SYNCED
 from streamlog._os import files, locks
 from streamlog._os.locks import under
 from streamlog.cli import main
-
-HEADER, BATCH = 64, 96  # bytes of a segment's header, and of a batch of one short value
-
-
-@pytest.fixture
-def location(place: Path) -> Path:
-    return place / "log"
-
-
-def filled(location: Path, count: int = 40, *, durability: str = "fsync", **config: object) -> Path:
-    """A topic with so many records, each a batch; returns the first segment's file."""
-    with streamlog.open(location) as log:
-        log.create_topic("t", **config)
-        with log.producer(linger_ms=0, durability=durability) as producer:
-            for number in range(count):
-                producer.send("t", b"%06d" % number).result()
-    return location / "broker-0/t-0/00000000000000000000.log"
-
-
-def flip(path: Path, position: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(position)
-        byte = file.read(1)[0]
-        file.seek(position)
-        file.write(bytes([byte ^ 0xFF]))
-
-
-def reboot(location: Path) -> None:
-    shutil.rmtree(location / "run")
-
-
-def read(log: streamlog.Cluster) -> tuple[list[int], list[tuple[int, int]]]:
-    """Offsets that can be read, and from where to where not."""
-    offsets: list[int] = []
-    gaps: list[tuple[int, int]] = []
-    with log.consumer("t", auto_offset_reset="earliest") as consumer:
-        while True:
-            try:
-                records = consumer.poll()
-            except streamlog.CorruptRecordError as error:
-                gaps.append((consumer.position(("t", 0)), error.next_offset))
-                consumer.seek(("t", 0), error.next_offset)
-                continue
-            if not records:
-                return offsets, gaps
-            offsets += [record.offset for record in records]
 
 
 def sizes(location: Path) -> dict[str, int]:
@@ -390,57 +343,6 @@ def test_an_epoch_whose_header_rotted_is_not_used_again(location: Path) -> None:
         assert log.topic("t").describe().partitions[0].leader_epoch > epoch
 
 
-def test_a_log_that_begins_behind_damage_shows_no_transaction_that_is_open(location: Path) -> None:
-    with streamlog.open(location) as log:
-        log.create_topic("t")
-        log.producer(transactional_id="x", linger_ms=0, transaction_timeout_ms=600_000)  # held by nothing: it is hanging, not aborted
-        producer = log.producer(transactional_id="y", linger_ms=0)
-        producer.init_transactions()
-        producer.begin_transaction()
-        for number in range(6):
-            producer.send("t", b"%06d" % number).result()
-        flip(location / "broker-0/t-0/00000000000000000000.log", HEADER + BATCH * 2 + 90)
-        log.repair_partition("t", 0, keep="behind")
-        words = log._log(log._refreshed().topic("t"), 0).words
-        assert words[START] == 3
-        assert words[OPEN] == 3 + 1
-        with log.consumer("t", auto_offset_reset="latest", isolation_level="read_committed") as consumer:
-            assert consumer.poll(timeout_ms=50) == []
-        producer.abort_transaction()
-        assert words[OPEN] == 0
-        assert streamlog.check(log) == []
-        producer.close()
-
-
-@pytest.mark.parametrize("first", ["commit_transaction", "abort_transaction"])
-@pytest.mark.parametrize("second", ["commit_transaction", "abort_transaction"])
-@pytest.mark.parametrize("keep", ["before", "behind"])
-def test_a_transaction_whose_marker_went_with_the_damage_ends_as_it_had_ended(first: str, second: str, keep: str, location: Path) -> None:
-    """Else the producer's next marker would end it."""
-    with streamlog.open(location) as log:
-        log.create_topic("t")
-        with log.producer(transactional_id="x", linger_ms=0) as producer, log.producer(linger_ms=0) as other:
-            producer.init_transactions()
-            rots = [other.send("t", b"rots").result()] if keep == "behind" else []
-            producer.begin_transaction()
-            producer.send("t", b"first").result()
-            rots += [other.send("t", b"rots").result()] if keep == "before" else []
-            getattr(producer, first)()
-            other.send("t", b"last").result()
-            path = location / "broker-0/t-0/00000000000000000000.log"
-            at = HEADER if keep == "behind" else HEADER + int.from_bytes(path.read_bytes()[HEADER + 28 : HEADER + 32], "little")
-            assert rots[0].offset == (0 if keep == "behind" else 1)
-            flip(path, at + 90)
-            assert streamlog_command(location, "repair", "t:0", "--keep", keep).returncode == 0
-            producer.begin_transaction()
-            producer.send("t", b"second").result()
-            getattr(producer, second)()
-        expected = [b"first"] * (first == "commit_transaction") + [b"last"] * (keep == "behind") + [b"second"] * (second == "commit_transaction")
-        with log.consumer("t", auto_offset_reset="earliest", isolation_level="read_committed") as consumer:
-            assert [record.value for record in consumer.poll(timeout_ms=200)] == expected
-        assert streamlog.check(log) == []
-
-
 @pytest.mark.parametrize("boot", [True, False])
 @pytest.mark.parametrize("step", range(4))
 def test_who_dies_while_a_log_is_begun_behind_damage_loses_none_that_follows(step: int, boot: bool, location: Path) -> None:
@@ -496,11 +398,6 @@ def test_nothing_is_logged_under_a_lock(location: Path) -> None:
     finally:
         logging.getLogger("streamlog").removeHandler(handler)
     assert [inside for _, inside in seen] == [False]
-
-
-def streamlog_command(location: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "streamlog", "--location", str(location), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 # ---- within one boot

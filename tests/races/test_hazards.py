@@ -881,6 +881,95 @@ def test_a_signal_handler_knows_at_each_instruction_that_its_thread_has_the_lock
             assert get_ident() not in locks.inside
 
 
+def test_a_signal_handler_that_wants_a_lock_of_its_own_thread_is_refused_at_once(place: Path) -> None:
+    """At each instruction: it has the lock, or it is told; it never waits for itself."""
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        with log.producer(linger_ms=0) as producer:
+            lock = log._home.log(log._refreshed().topic("t"), 0, 1.0).lock
+            seen = []
+
+            def handler() -> None:
+                try:
+                    locks.under(lock, 60.0, seen.append, "taken")
+                except streamlog.InvalidStateError as error:
+                    seen.append("refused" if "its own thread" in str(error) else str(error))
+
+            began = time.monotonic()
+            sys.settrace(at_each_instruction({getattr(locks, "_unchecked", locks.under).__code__}, handler))
+            try:
+                producer.send("t", b"x")
+            finally:
+                sys.settrace(None)
+            assert {*seen} == {"taken", "refused"}
+            assert time.monotonic() - began < 30
+        assert values_of(log) == [b"x"]
+
+
+@pytest.mark.parametrize("what", ["create_topic", "delete_topic", "add_partitions", "repair_partition"])
+def test_a_signal_handler_inside_an_administrators_lock_is_told(what: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, calls, errors = segment.create, [], []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        if not calls:
+            calls.append(what)
+            try:
+                {
+                    "create_topic": lambda: log.create_topic("v"),
+                    "delete_topic": lambda: log.delete_topic("t"),
+                    "add_partitions": lambda: log.topic("t").add_partitions(3),
+                    "repair_partition": lambda: log.repair_partition("t", 0, keep="before"),
+                }[what]()
+            except streamlog.StreamlogError as error:
+                errors.append(error)
+        create(*arguments, **options)
+
+    with streamlog.open(place / "log") as log:
+        log.create_topic("t")
+        log.create_topic("w")
+        monkeypatch.setattr(segment, "create", interrupted)
+        began = time.monotonic()
+        log.create_topic("u")
+        assert time.monotonic() - began < 30
+        assert [type(error) for error in errors] in ([streamlog.InvalidStateError], [])
+        assert {"u", "w"} <= {*log.topics()}
+        assert streamlog.check(log) == []
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_signal_handler_inside_a_fold_ends_no_transaction(idempotent: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for the sender, who may wait for the fold."""
+    with streamlog.open(place / "log") as log, streamlog.open(place / "log") as other:
+        log.create_topic("t")
+        producer = log.producer(transactional_id="x" if idempotent else None, linger_ms=10_000)
+        if idempotent:
+            producer.init_transactions()
+        fold, calls, errors = Fold._fold_all, [], []
+
+        def interrupted(self: Fold, timeout: float) -> None:
+            if not calls and self is log._home.metadata:
+                calls.append(1)
+                try:
+                    if idempotent:
+                        producer.begin_transaction()
+                    delivery = producer.send("t", b"x")
+                    producer.commit_transaction() if idempotent else delivery.result()
+                except streamlog.StreamlogError as error:
+                    errors.append(error)
+            fold(self, timeout)
+
+        monkeypatch.setattr(Fold, "_fold_all", interrupted)
+        other.create_topic("u")
+        began = time.monotonic()
+        log.topics()
+        assert time.monotonic() - began < 8
+        assert [type(error) for error in errors] == [streamlog.InvalidStateError]
+        if idempotent:
+            producer.commit_transaction()
+        producer.close()
+        assert values_of(log) == [b"x"]
+
+
 def test_a_signal_handler_may_fold_at_each_instruction_of_a_fold(place: Path) -> None:
     """It is inside the fold, and does nothing, or it can have the fold's lock."""
 

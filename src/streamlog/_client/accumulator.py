@@ -291,7 +291,7 @@ class Accumulator:
                 f"a callback, or a signal handler, cannot wait for a record of {lane.name}: this thread is writing that partition, and goes on "
                 "when it returns; wait on another thread, or after it"
             )
-        if get_ident() in locks.inside:
+        if locks.is_interrupted():
             raise InvalidStateError(
                 f"a signal handler, or a finalizer, inside a lock of this thread cannot wait for a record of {lane.name}: who writes it may need "
                 "that lock; wait after it"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from streamlog._client import transaction_admin
+from streamlog._client.transaction_coordinator import TransactionCoordinator
 from streamlog._format import names
 from streamlog._log import repair as log_repair
 from streamlog._log.partition import PartitionLog
+from streamlog._os.clock import left, monotonic
 from streamlog._replica import lost_metadata
 from streamlog._replica.home import Home
 from streamlog._replica.metadata import TOPIC_ID, TopicMetadata
-from streamlog.errors import ConfigurationError, CorruptRecordError, InvalidStateError
+from streamlog.errors import ConfigurationError, CorruptRecordError, InvalidStateError, StreamlogTimeoutError
 from streamlog.types import Damage
 
 
@@ -34,8 +37,12 @@ def refuse(home: Home, timeout: float) -> None:
                 raise CorruptRecordError(message, _log(home, topic.name, number, timeout).directory, 0, first, None, after)
 
 
-def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) -> str:
-    """Go on without what is damaged; returns where the segments were copied to."""
+def repair(coordinator: TransactionCoordinator, topic: str, partition: int, keep: str, timeout: float) -> str:
+    """Go on without what is damaged; returns where the segments were copied to.
+
+    Transactions that are open in the partition are aborted first: no commit is to succeed without records that were acknowledged.
+    """
+    home, deadline = coordinator.home, monotonic() + timeout
     if keep not in ("before", "behind"):
         raise ConfigurationError(f'keep={keep!r}: must be "before" or "behind"')
     if home.is_replicated:
@@ -44,9 +51,31 @@ def repair(home: Home, topic: str, partition: int, keep: str, timeout: float) ->
     found = log_repair.holes(log, timeout)
     if not found:
         return ""
+    if topic in (names.METADATA_TOPIC, names.TRANSACTIONS_TOPIC):
+        return _cut(log, found, keep, {}, left(deadline))  # they have no transactions, and may be what is damaged
+    ids = set[str]()
+    while True:
+        ids |= transaction_admin.ids_in(coordinator, log, left(deadline))
+        try:
+            aside = coordinator.without_open(
+                ids, (log.topic_id, log.partition), left(deadline),
+                lambda: _cut(log, found, keep, transaction_admin.outcomes(coordinator, log, left(deadline)), left(deadline)),
+            )  # fmt: skip
+        except log_repair.OpenTransactionsError:  # of another id, which began it meanwhile
+            if monotonic() > deadline:
+                raise StreamlogTimeoutError(f"waited {timeout:g} s for the transactions in {log.name} to end") from None
+            continue
+        if ids:
+            import logging
+
+            logging.getLogger("streamlog").warning("%s was repaired: transactions that were open there were ended, of %s", log.name, sorted(ids))
+        return aside
+
+
+def _cut(log: PartitionLog, found: list[log_repair.Hole], keep: str, ended: log_repair.Outcomes, timeout: float) -> str:
     if keep == "before":
-        return log_repair.end_before(log, found[0][0], timeout)
-    return log_repair.begin_behind(log, found[-1][1], timeout)
+        return log_repair.end_before(log, found[0][0], ended, timeout)
+    return log_repair.begin_behind(log, found[-1][1], ended, timeout)
 
 
 def compare_with_disk(home: Home, timeout: float) -> None:

@@ -84,7 +84,7 @@ class Lane:
         With the partition's lock taken elsewhere, or this thread inside a locked section, the queue is left to the sender.
         """
         producer = self.producer
-        if get_ident() in locks.inside or producer._is_entered():
+        if locks.is_interrupted() or producer._is_entered():
             producer._sender.expect(0.0)
             return
         while self.queue and not self.queue[0].open:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from streamlog._log.partition import PartitionLog
+
 from streamlog._client.transaction_coordinator import TransactionCoordinator
-from streamlog._coord.transaction import Expire, Fence, Transaction, apply
+from streamlog._coord.transaction import PREPARING, Expire, Fence, Transaction, apply
 from streamlog._log.aborted import open_transactions
 from streamlog._log.log import Log
 from streamlog._os.clock import left, monotonic
@@ -93,16 +97,21 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
     raise TransactionalIdNotFoundError(f"no hanging transaction begins at offset {first_offset} of {topic}-{partition}")
 
 
-def end_what_lost_its_marker(coordinator: TransactionCoordinator, topic: str, partition: int, timeout: float) -> None:
-    """End the transactions of a repaired partition whose markers went with the damage: by the outcome that is on record, else abort them.
+def ids_in(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> set[str]:
+    """The ids that have a transaction open, or prepared, of which the partition may have records."""
+    key = log.topic_id, log.partition
+    every = (found for states in coordinator.states.all(timeout) for found in states.all())
+    return {found.transactional_id for found in every if found.unmarked is not None and key in found.partitions}
 
-    A later marker of their producers would end these, too.  Nothing keeps a producer in another process from writing one first.
-    """
-    home = coordinator.home
-    home.refresh(timeout)
-    log = home.log(home.metadata.topic(topic), partition, timeout)
-    for each in _hanging_in(coordinator, log, timeout):
-        coordinator.end_hanging(log, each.producer_id, each.producer_epoch, timeout)
+
+def outcomes(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> dict[tuple[int, int], bool]:
+    """Of the transactions that are open by the log, though their outcome is decided: whether they were committed, by producer id and epoch."""
+    decided = {}
+    for producer_id, epoch, _ in open_transactions(log):
+        found = coordinator.of_producer(producer_id, timeout)
+        if found is None or found.unmarked != (producer_id, epoch) or found.state in PREPARING:
+            decided[producer_id, epoch] = coordinator.was_committed(producer_id, epoch, timeout)
+    return decided
 
 
 def maintain(coordinator: TransactionCoordinator, timeout: float) -> None:

@@ -13,9 +13,12 @@ from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
+    from typing import TypeVar
 
     from streamlog._coord.transaction import Partition
+
+    R = TypeVar("R")
 
 from streamlog._client.internal_topic import InternalTopic
 from streamlog._coord.transaction import LAST_EPOCH, NOBODY, ONGOING, PREPARING, Abort, Complete, Init, Transaction, apply, needs_producer_id
@@ -112,7 +115,9 @@ class TransactionCoordinator:
             return self._files
 
     def _lock_of(self, transactional_id: str) -> ByteLock:
-        stripe = names.transaction_lock(transactional_id)
+        return self._lock_at(names.transaction_lock(transactional_id))
+
+    def _lock_at(self, stripe: int) -> ByteLock:
         with self._lock:
             found = self._locks.get(stripe)
             if found is None:
@@ -188,6 +193,38 @@ class TransactionCoordinator:
         except ConcurrentTransactionsError:
             return self.current(found.transactional_id, left(deadline))
         return self.finish(prepared, left(deadline))
+
+    def without_open(self, ids: Collection[str], partition: Partition, timeout: float, function: Callable[[], R]) -> R:
+        """Call `function` while none of these ids has a transaction open in a partition, nor begins one: what is open there is aborted."""
+        deadline = monotonic() + timeout
+        held: list[Transaction] = []
+
+        def inside() -> R:
+            held.extend(self._without_open(each, partition, deadline) for each in ids)
+            return function()
+
+        for stripe in sorted(set(map(names.transaction_lock, ids)), reverse=True):
+            inside = partial(under, self._lock_at(stripe), left(deadline), inside)
+        try:
+            return inside()
+        finally:
+            for each in held:
+                if each.state in PREPARING:
+                    self.finish(each, left(deadline))
+
+    def _without_open(self, transactional_id: str, partition: Partition, deadline: float) -> Transaction:
+        """Under the id's lock; what is prepared counts when this returns."""
+
+        def ended(found: Transaction) -> Transaction:
+            if found.state != ONGOING or partition not in found.partitions:
+                return found
+            return apply(found, Abort(found.producer_id, found.epoch, self.clock.agreed_ms()))
+
+        log = self.states.keeper(transactional_id, left(deadline))
+        after = self._change(log, transactional_id, ended, deadline)
+        if after.synced and after.state in PREPARING:
+            log.log.sync(left(deadline))  # nobody acts on it before (H29)
+        return after
 
     def finish(self, found: Transaction, timeout: float) -> Transaction:
         """Carry out what is prepared: a marker in each partition, then Complete.  Returns the id as it is then.
@@ -272,8 +309,7 @@ class TransactionCoordinator:
 
     def end_hanging(self, log: Log, producer_id: int, epoch: int, timeout: float) -> None:
         """What ended a transaction is lost here (a power cut; H39): end it by the outcome that is on record, else abort it."""
-        found = self.of_producer(producer_id, timeout)
-        commit = found is not None and found.ended == (producer_id, epoch, True)
+        commit = self.was_committed(producer_id, epoch, timeout)
         marker = Marker(producer_id, epoch + 1, self.clock.now_ms(), commit=commit)
         try:
             log.append(marker, timeout)
@@ -285,6 +321,13 @@ class TransactionCoordinator:
 
         outcome = "committed, as its transactional id says" if commit else "aborted"
         logging.getLogger("streamlog").warning("a hanging transaction of producer %s epoch %s in %s was %s", producer_id, epoch, log.name, outcome)
+
+    def was_committed(self, producer_id: int, epoch: int, timeout: float) -> bool:
+        """The outcome of a transaction that is not open any more: of the last of its id, else of any whose record is still in the log."""
+        found = self.of_producer(producer_id, timeout)
+        if found is not None and found.ended[:2] == (producer_id, epoch):
+            return found.ended.commit
+        return any(log.ever_committed(producer_id, epoch, timeout) for log in self.states.all(timeout))
 
     def end_for_member(self, log: Log, producer_id: int, epoch: int, *, gone: bool, timeout: float) -> None:
         """Offsets in `log` are pending in this transaction, and somebody waits for them: see that they do not stay so (H37).

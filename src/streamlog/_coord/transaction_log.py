@@ -20,6 +20,7 @@ from streamlog._coord.transaction import DEAD, Ended, Transaction
 from streamlog._format import names
 from streamlog._log.fold import Fold, packed, unpacked
 from streamlog._log.log import Log
+from streamlog._log.reader import LogReader
 
 _KIND = "Transaction"
 
@@ -49,6 +50,15 @@ class TransactionsLog(Fold):
         """The id that has a producer id, or had it when its last transaction was prepared."""
         found = self._by_producer.get(producer_id)
         return None if found is None else self._transactions.get(found)
+
+    def ever_committed(self, producer_id: int, epoch: int, timeout: float) -> bool:
+        """Whether any record says that a transaction was committed: reads the whole log, for what is lost elsewhere."""
+        reader = LogReader(self.log, self.log.start_offset, timeout=timeout)
+        while (batch := reader.next()) is not None:
+            for (_, transactional_id), value in unpacked(batch):
+                if value is not None and _decode(transactional_id, value).ended == (producer_id, epoch, True):
+                    return True
+        return False
 
     def all(self) -> list[Transaction]:
         """All ids, as far as folded."""

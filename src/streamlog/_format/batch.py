@@ -192,9 +192,10 @@ class SegmentHeader:
         if len(data) < SEGMENT_HEADER_SIZE or data[:4] != SEGMENT_MAGIC:
             raise ValueError(f"no segment header: magic {bytes(data[:4])!r}, {SEGMENT_MAGIC!r} is wanted")
         _, self.version, found = PREFIX.unpack_from(data)
+        is_sound = found == checksum(data[PREFIX.size : SEGMENT_HEADER_SIZE], 0)
         if self.version != FORMAT_VERSION:
-            raise UnknownVersionError(self.version)
-        if any(data[5:8]) or found != checksum(data[PREFIX.size : SEGMENT_HEADER_SIZE], 0):
+            raise (DamagedVersionError if is_sound else UnknownVersionError)(self.version)
+        if any(data[5:8]) or not is_sound:
             raise ValueError("the segment header's checksum does not hold")
         fields = SEGMENT_BODY.unpack_from(data, PREFIX.size)
         self.salt, self.topic_id, self.base_offset, self.partition, self.leader_epoch, self.epoch_start = fields
@@ -206,6 +207,10 @@ class UnknownVersionError(Exception):
     def __init__(self, version: int) -> None:
         super().__init__(f"format version {version}; this program knows up to {FORMAT_VERSION}")
         self.version = version
+
+
+class DamagedVersionError(UnknownVersionError, ValueError):
+    """The rest has the layout and the checksum of a version that this program knows, so the byte is damaged: a later version has others."""
 
 
 class Batch:
@@ -266,9 +271,11 @@ def parse(data: memoryview, salt: int, position: int, end: int, *, verify: bool 
     if fields[0] != BATCH_MAGIC:
         raise ValueError(f"magic {fields[0]!r}, {BATCH_MAGIC!r} is wanted")
     length = fields[5]
+    fits = not length & 7 and BATCH_HEADER_SIZE <= length <= end - position
     if fields[1] != FORMAT_VERSION:
-        raise UnknownVersionError(fields[1])
-    if length & 7 or not BATCH_HEADER_SIZE <= length <= end - position:
+        is_sound = fits and checksum(data[position + PREFIX.size : position + length], salt) == fields[2]
+        raise (DamagedVersionError if is_sound else UnknownVersionError)(fields[1])
+    if not fits:
         raise ValueError(f"length {length} is not a multiple of 8 in [{BATCH_HEADER_SIZE}, {end - position}]")
     batch = Batch(data[position : position + length], fields)
     if verify:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streamlog._format.transaction_index import Aborted
     from streamlog._log.log import Log
     from streamlog._log.partition import PartitionLog
+    from streamlog._log.producer_state import ProducerStates
 
 from streamlog._format import names
 from streamlog._format import transaction_index as index_format
@@ -80,6 +81,33 @@ def _from(log: PartitionLog, offset: int) -> list[int]:
     return bases[max(0, bisect_right(bases, offset) - 1) :]
 
 
+def fold(log: PartitionLog, states: ProducerStates, end: int) -> list[tuple[int, Aborted]]:
+    """Count the log's batches up to `end` in; returns the transactions that were aborted: base offset of a segment, and its index entry.
+
+    Where a marker is damaged the index that was there says what it was.  Where that is not whole either, the records are shown to nobody.
+    """
+    found: list[tuple[int, Aborted]] = []
+
+    def tell(base: int, entry: Aborted, is_marked: bool) -> None:
+        found.extend([(base, entry)] if is_marked else _unmarked(log, base, entry))
+
+    states.fold(log, end, tell)
+    return found
+
+
+def _unmarked(log: PartitionLog, base: int, entry: Aborted) -> list[tuple[int, Aborted]]:
+    """What the indexes say of a transaction that ended somewhere before the batch at the entry's last offset, which is in segment `base`."""
+    producer_id, first, last = entry
+    is_known = True
+    for each in [each for each in _from(log, first) if each <= last]:
+        entries = read_index(log, each)
+        is_known = is_known and entries is not None
+        for known in entries or ():
+            if known[0] == producer_id and known[1] <= first < known[2]:
+                return [(each, known)]
+    return [] if is_known else [(base, entry)]
+
+
 def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
     """Derive from the log which transactions are open, and the indexes of the segments from that of `start` on.
 
@@ -88,9 +116,9 @@ def recover(log: PartitionLog, start: int) -> tuple[list[Aborted], int]:
     partition's lock, with the words of the end stored.
     """
     words, bases = log.words, _from(log, start)
-    found: dict[int, list[Aborted]] = {base: [] for base in bases}
     states = newest_snapshot(log, bases[0])
-    states.fold(log, words[END], lambda base, entry: found[base].append(entry) if base in found else None)
+    ended = fold(log, states, words[END])
+    found = {base: [entry for at, entry in ended if at == base] for base in bases}
     words[ABORTED_END] = 0
     for base, entries in found.items():
         if base == bases[-1] or read_index(log, base) != entries:

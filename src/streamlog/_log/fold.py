@@ -80,14 +80,21 @@ class Fold:
 
     def _locked(self, timeout: float, function: Callable[[float], R]) -> R:
         held: list[bool] = []
+        me = get_ident()
+        outermost = me not in locks.folding
         try:  # the idiom of `locks.under` (H14)
+            locks.folding.add(me)
             held.extend(map(self._fold_lock.acquire, (True,), (min(timeout, 1e6),)))
             if not held[0]:
                 raise StreamlogTimeoutError(f"waited {timeout:g} s for another thread, which folds {self.log.name}")
             return function(timeout)
         finally:
-            if True in held:
-                self._fold_lock.release()
+            try:
+                if True in held:
+                    self._fold_lock.release()
+            finally:
+                if outermost:
+                    locks.folding.discard(me)
 
     def _fold_all(self, timeout: float) -> None:
         reader = self._reader

@@ -1,4 +1,4 @@
-"""What a log remembers of its producers, a fold of its batches' headers (KIP-98; Kafka's ProducerStateManager).
+"""What a log remembers of its producers, a fold of its batches (KIP-98; Kafka's ProducerStateManager).
 
 For each producer id: its epoch, and sequences, offset and time of its last five batches.  By that a batch that is sent again is answered
 with its first offset, and a gap in the sequences is refused.  And the transactions that are open: who wants to end one has to know all.
@@ -108,19 +108,23 @@ class ProducerStates:
             return False
         raise InvalidProducerEpochError(f"a marker of epoch {epoch} of producer {producer_id} comes too late: epoch {known} has written since")
 
-    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int, transactional: int = 0) -> None:
-        """A batch is in the log.  One that is counted in already changes nothing."""
+    def record(self, producer: tuple[int, int, int], count: int, offset: int, timestamp: int, transactional: int = 0) -> int:
+        """A batch is in the log.  One that is counted in already changes nothing.
+
+        Returns where a transaction began that is over, since the producer has begun another, and whose marker was not counted in; -1: none.
+        """
         producer_id, first, epoch = producer
         entry = self.entries.get(producer_id)
         if entry is not None and offset <= entry[3]:
-            return
+            return -1
+        unmarked = -1
         if transactional and (producer_id not in self.open or (entry is not None and entry[0] != epoch)):
-            # each transaction has an epoch of its own: what is open still is one whose marker was not folded.  Before the entry: a copy
-            # that has the one has the other
-            self.open[producer_id] = offset
+            unmarked = self.open.get(producer_id, -1)  # each transaction has an epoch of its own
+            self.open[producer_id] = offset  # before the entry: a copy that has the one has the other
         remembered = first, first + count - 1 & SEQUENCES, offset, timestamp
         before = () if entry is None or epoch != entry[0] else entry[2][1 - REMEMBERED :]
         self.entries[producer_id] = epoch, first + count & SEQUENCES, (*before, remembered), offset, timestamp
+        return unmarked
 
     def mark(self, producer_id: int, epoch: int, offset: int, timestamp: int) -> int:
         """A marker is in the log.  Returns where the transaction that it ends began; -1: none was open."""
@@ -135,10 +139,10 @@ class ProducerStates:
         """Where the earliest open transaction began; -1: none is open."""
         return min(self.open.values(), default=-1)
 
-    def fold(self, log: PartitionLog, end: int, aborted: Callable[[int, Aborted], object] | None = None) -> None:
-        """Count the log's batches up to `end` in.  Without the lock a cut may spoil it: the epoch tells.
+    def fold(self, log: PartitionLog, end: int, tell: Callable[[int, Aborted, bool], object] | None = None) -> None:
+        """Count the log's batches up to `end` in; damaged ones are passed over.  Without the lock a cut may spoil it: the epoch tells.
 
-        `aborted` is told of each transaction that was aborted: base offset of the segment with the marker, and its index entry.
+        `tell` gets what `take_in` returns, with the base offset of the segment before it.
         """
         bases = log.segments()
         while self.offset < end:
@@ -151,21 +155,27 @@ class ProducerStates:
             except CorruptRecordError:
                 self.offset = limit
                 continue  # its header is damaged, and nothing in it can be told from damage
-            for batch in _headers(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
-                entry = self.take_in(batch)
-                if entry is not None and aborted is not None:
-                    aborted(base, entry)
+            for batch in _sound(view, max(self.offset, bases[0]), limit, view.size if sealed else log.words[POSITION]):
+                ended = self.take_in(batch)
+                if ended is not None and tell is not None:
+                    tell(base, *ended)
             self.offset = limit
 
-    def take_in(self, batch: Batch) -> Aborted | None:
-        """Count a batch of the log in; of a marker that aborts records, what the transaction index has of it."""
-        if batch.attributes & CONTROL:
+    def take_in(self, batch: Batch) -> tuple[Aborted, bool] | None:
+        """Count a sound batch of the log in.
+
+        Returns what the transaction index has to say of a transaction that the batch ends without a commit, and whether its marker is
+        there.  It is not where that was damaged, and the producer goes on with another transaction: whether it was aborted the log does not say.
+        """
+        first, is_marker = -1, bool(batch.attributes & CONTROL)
+        if is_marker:
             first = self.mark(batch.producer_id, batch.producer_epoch, batch.base_offset, batch.max_timestamp)
-            return (batch.producer_id, first, batch.base_offset) if first >= 0 and not is_commit(batch) else None
-        if batch.producer_id >= 0:
+            if first >= 0 and is_commit(batch):
+                return None
+        elif batch.producer_id >= 0:
             producer = batch.producer_id, batch.base_sequence, batch.producer_epoch
-            self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, batch.attributes & TRANSACTIONAL)
-        return None
+            first = self.record(producer, batch.last_offset_delta + 1, batch.base_offset, batch.max_timestamp, batch.attributes & TRANSACTIONAL)
+        return None if first < 0 else ((batch.producer_id, first, batch.base_offset), is_marker)
 
     def rows(self) -> Iterator[Row]:
         """As a snapshot has them."""
@@ -174,14 +184,14 @@ class ProducerStates:
             yield producer_id, self.open.get(producer_id, -1), offset, timestamp, expected, epoch, remembered
 
 
-def _headers(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator[Batch]:
-    """The batches of [offset, limit) in a segment; damaged ones are passed over (readers tell of them)."""
+def _sound(view: SegmentView, offset: int, limit: int, ahead: int) -> Iterator[Batch]:
+    """The sound batches of [offset, limit) in a segment (readers tell of the others)."""
     try:
         position, base = view.find(offset, ahead)
     except (ValueError, UnknownVersionError):
         position, base = SEGMENT_HEADER_SIZE, view.header.base_offset
     while base < limit:
-        for at, batch in view.batches(position, base, limit, ahead, verify=False):
+        for at, batch in view.batches(position, base, limit, ahead):
             if batch.base_offset >= offset:
                 yield batch
             position, base = at + batch.length, batch.next_offset

@@ -8,11 +8,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-from streamlog._format.batch import CONTROL, SEGMENT_HEADER_SIZE, TRANSACTIONAL, Batch, UnknownVersionError
+from streamlog._format.batch import (
+    CONTROL,
+    FORMAT_VERSION,
+    SEGMENT_HEADER_SIZE,
+    TRANSACTIONAL,
+    Batch,
+    DamagedVersionError,
+    UnknownVersionError,
+)
 from streamlog._log.aborted import AbortedTransactions
 from streamlog._log.log import Log
 from streamlog._log.partition import PartitionLog
-from streamlog._log.segment import SegmentView
+from streamlog._log.segment import SegmentView, VersionByteError
 from streamlog._log.state import BOOT, DEAD, HWM, POSITION, SEGMENT, START, TURN
 from streamlog._os.locks import under
 from streamlog._os.mapping import STRONG_ORDER
@@ -157,6 +165,8 @@ class LogReader:
             beyond = view.after_damage(position, self.offset, end)
             next_offset = beyond[0] if beyond else min(self._limit, self._shown[HWM])
             message = f"{view.path}, position {position}, offset {self.offset} of {self.log.name}: {error}; next readable: {next_offset}"
+            if isinstance(error, DamagedVersionError):
+                raise VersionByteError(message, view.path, position + 4, FORMAT_VERSION, error.version, next_offset) from None
             if isinstance(error, UnknownVersionError):
                 raise UnsupportedFormatError(message, view.path, position, next_offset) from None
             expected, _, found = str(error).partition(", ")

@@ -12,9 +12,10 @@ from itertools import pairwise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from streamlog._log.partition import PartitionLog
+    from streamlog._log.pending import Pending
 
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
@@ -397,11 +398,11 @@ def go_on(log: PartitionLog, offset: int) -> None:
     words[DIRTY] = 0
 
 
-def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
-    """Cut a follower's log to `offset`; it goes on in a new segment in the epoch of the leader's record there (H45).
+def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int, markers: Sequence[Pending] = ()) -> None:
+    """Cut a log to `offset`; it goes on in a new segment, which begins with `markers`.
 
-    Who dies before the segment has its name leaves the records there: they are adopted, and cut again, since ALIGNED was not stored.
-    Under the log's lock, settled.
+    A follower's goes on in the epoch of the leader's record there (H45).  Who dies before the segment has its name leaves the records there:
+    they are adopted, and cut again, since ALIGNED was not stored.  Under the log's lock, settled.
     """
     fs, directory, words = log.fs, log.directory, log.words
     words[SYNCED] = min(words[SYNCED], offset)
@@ -411,8 +412,10 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     log.forget()
     words[DIRTY] = log.token
     words[HWM] = offset
-    header = fmt.seal_segment_header(segment.new_salt(), log.topic_id, offset, log.partition, epoch, epoch_start)
-    segment.create(fs, directory, header, offset)
+    salt = segment.new_salt()
+    header = fmt.seal_segment_header(salt, log.topic_id, offset, log.partition, epoch, epoch_start)
+    content = b"".join(_sealed(marker, salt, offset + number, epoch) for number, marker in enumerate(markers))
+    segment.create(fs, directory, header, offset, content=content)
     for base in bases:
         if base > offset:
             remove_segment(log, base)
@@ -420,10 +423,23 @@ def cut(log: PartitionLog, offset: int, epoch: int, epoch_start: int) -> None:
     log.store_turn()
     if words[DAMAGED] > offset:
         words[DAMAGED] = 0
-    _store_words(log, SegmentView(fs, directory, offset), SEGMENT_HEADER_SIZE, offset)
-    _, words[OPEN] = aborted.recover(log, max(offset - 1, 0))  # the segment that ends here may have entries of later markers
+    end = offset + len(markers)
+    _store_words(log, SegmentView(fs, directory, offset), SEGMENT_HEADER_SIZE + len(content), end)
+    _, first_open = aborted.recover(log, max(offset - 1, 0))  # the segment that ends here may have entries of later markers
+    words[HWM] = end
+    words[OPEN] = first_open
     words[DIRTY] = 0
     epochs.save(fs, directory, epochs.Epochs([*known, (epoch, epoch_start)]), synced=False)
+
+
+def _sealed(marker: Pending, salt: int, offset: int, epoch: int) -> bytes:
+    """A marker's bytes in a segment."""
+    columns = marker.columns
+    head = fmt.seal_head(
+        salt, columns, offset, marker.attributes, fmt.BATCH_HEADER_SIZE + len(columns), marker.count, marker.count - 1, marker.base_timestamp,
+        marker.max_timestamp, *marker.producer, epoch, len(columns),
+    )  # fmt: skip
+    return head + columns
 
 
 def rewrite_in_place(log: PartitionLog) -> None:
@@ -544,26 +560,24 @@ def _store_words(log: PartitionLog, view: SegmentView, position: int, end: int) 
     words = log.words
     words[SEGMENT], words[INODE], words[SALT] = view.header.base_offset, view.inode, view.header.salt
     words[EPOCH], words[POSITION], words[END] = view.header.leader_epoch, position, end
-    words[FIRST_TIMESTAMP], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = _measure(view, position)
+    words[FIRST_TIMESTAMP], words[MAX_TIMESTAMP], words[INDEXED], words[INDEX_END] = _measure(view, position, end)
     words[ABORTED_END] = 0  # to be looked at
 
 
-def _measure(view: SegmentView, position: int) -> tuple[int, int, int, int]:
-    """First and largest timestamp of a segment's batches below `position`, its last index entry and its index's size."""
+def _measure(view: SegmentView, position: int, end: int) -> tuple[int, int, int, int]:
+    """First and largest timestamp of a segment's batches, which end at `position` with offset `end`, its last index entry and its index's size."""
     if position == SEGMENT_HEADER_SIZE:
         return 0, 0, 0, 0
-    first = view.batch(SEGMENT_HEADER_SIZE, position, verify=False)
+    base = view.header.base_offset
+    first = next((batch.base_timestamp for _, batch in view.batches(SEGMENT_HEADER_SIZE, base, end, position)), 0)  # 0 if it rotted: one rolls
     index = view.index()
     count = len(index)
     while count and index.entry(count - 1)[1] >= position:
         count -= 1
-    at, largest = (index.entry(count - 1)[1:]) if count else (SEGMENT_HEADER_SIZE, 0)
-    indexed = at if count else 0
+    offset, at, largest = index.entry(count - 1) if count else (base, SEGMENT_HEADER_SIZE, 0)
     size = index_format.HEADER.size + count * index_format.ENTRY.size if len(index) else 0
-    while at < position:
-        batch = view.batch(at, position, verify=False)
-        largest, at = max(largest, batch.max_timestamp), at + batch.length
-    return first.base_timestamp, largest, indexed, size
+    largest = max([largest, *(batch.max_timestamp for _, batch in view.batches(at, offset, end, position))])
+    return first, largest, at if count else 0, size
 
 
 def drop_snapshots(log: PartitionLog, end: int) -> None:

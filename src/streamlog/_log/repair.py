@@ -7,6 +7,7 @@ way the segments that are touched are copied aside first.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import names
 from streamlog._log import aborted, epochs, recovery, segment
+from streamlog._log.pending import Marker
+from streamlog._log.producer_state import newest_snapshot
 from streamlog._log.reader import LogReader
 from streamlog._log.segment import SegmentView
 from streamlog._log.state import DAMAGED, DIRTY, END, EPOCH, HWM, OPEN, START, SYNCED
@@ -45,32 +48,63 @@ def holes(log: PartitionLog, timeout: float) -> list[Hole]:
     return found
 
 
-def end_before(log: PartitionLog, offset: int, timeout: float) -> str:
-    """The log ends at `offset`, before a hole; what stood behind goes.  Returns where the segments were copied to."""
-    return str(under(log.lock, timeout, _end_before, log, offset))
+Outcomes = Mapping[tuple[int, int], bool]
+"""Whether a transaction was committed, by producer id and epoch."""
 
 
-def _end_before(log: PartitionLog, offset: int) -> str:
+class OpenTransactionsError(Exception):
+    """A producer has a transaction open in the log: it must be ended first, else it could commit without the records that go."""
+
+
+def end_before(log: PartitionLog, offset: int, ended: Outcomes, timeout: float) -> str:
+    """The log ends at `offset`, before a hole; what stood behind goes.  Returns where the segments were copied to.
+
+    The transactions whose markers go, or went with the hole, get them anew in the same step; `ended` says of the latter how they ended.
+    Raises: OpenTransactionsError.
+    """
+    return str(under(log.lock, timeout, _end_before, log, offset, ended))
+
+
+def _end_before(log: PartitionLog, offset: int, ended: Outcomes) -> str:
     log.settle(for_append=True)
     _check(log, log.words[START] <= offset < log.words[END], offset)
+    markers = _markers(log, offset, ended)
     bases = log.segments()
     aside = _copy_aside(log, bases[bisect_right(bases, offset) - 1 :])
     epoch = log.words[EPOCH] + 1
-    recovery.cut(log, offset, epoch, offset)
+    recovery.cut(log, offset, epoch, offset, markers)
     recovery.sync_file(log, offset)  # the epoch is used from now on
     log.fs.sync_dir(log.directory)
     return aside
 
 
-def begin_behind(log: PartitionLog, offset: int, timeout: float) -> str:
-    """The log begins at `offset`, behind a hole; what stood before goes.  Returns where the segments were copied to."""
-    return str(under(log.lock, timeout, _begin_behind, log, offset))
+def _markers(log: PartitionLog, offset: int, ended: Outcomes) -> list[Marker]:
+    """The markers of the transactions that are open at `offset` and ended behind it.  Raises OpenTransactionsError where one has not."""
+    states = newest_snapshot(log, offset)
+    aborted.fold(log, states, offset)
+    open_then = [(producer_id, states.entries[producer_id][0], first) for producer_id, first in states.open.items()]
+    not_committed = {entry[:2] for _, entry in aborted.fold(log, states, log.words[END])}
+    still = {(producer_id, states.entries[producer_id][0]) for producer_id in states.open}
+    if not still <= ended.keys():
+        raise OpenTransactionsError
+    not_committed |= {(producer_id, first) for producer_id, epoch, first in open_then if not ended.get((producer_id, epoch), True)}
+    now = log.settings.now_ms()
+    return [Marker(producer_id, epoch + 1, now, commit=(producer_id, first) not in not_committed) for producer_id, epoch, first in open_then]
 
 
-def _begin_behind(log: PartitionLog, offset: int) -> str:
+def begin_behind(log: PartitionLog, offset: int, ended: Outcomes, timeout: float) -> str:
+    """The log begins at `offset`, behind a hole; what stood before goes.  Returns where the segments were copied to.
+
+    Raises: OpenTransactionsError.
+    """
+    return str(under(log.lock, timeout, _begin_behind, log, offset, ended))
+
+
+def _begin_behind(log: PartitionLog, offset: int, ended: Outcomes) -> str:
     log.settle(for_append=True)
     words = log.words
     _check(log, words[START] < offset <= words[END], offset)
+    _markers(log, words[END], ended)
     recovery.go_on(log, words[END])  # what is rewritten is sealed then
     bases = log.segments()
     at = bisect_right(bases, offset) - 1

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
 from streamlog._format import names
-from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, SegmentHeader, UnknownVersionError
+from streamlog._format.batch import SEGMENT_HEADER_SIZE, Batch, DamagedVersionError, SegmentHeader, UnknownVersionError
 from streamlog._os import files, process
 from streamlog._os.files import O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, PAGE, FileSystem
 from streamlog.errors import CorruptRecordError, StorageError, StorageFullError, UnsupportedFormatError
 
 FIRST_AHEAD, LAST_AHEAD = 64 << 10, 4 << 20  # bytes brought in at a time: doubles as long as reading goes on
 FIRST_STEP, LAST_STEP = 64 << 10, 16 << 20  # reserved space grows by doubling, between these (H11)
+
+
+class VersionByteError(CorruptRecordError, UnsupportedFormatError):
+    """A version byte rotted: whoever reads is told of a version that this program does not know, and recovery of damage."""
 
 
 def new_salt() -> int:
@@ -69,7 +73,7 @@ def reserve(fs: FileSystem, fd: int, path: str, size: int, needed: int, limit: i
 
 
 def read_header(fs: FileSystem, path: str) -> SegmentHeader:
-    """The header of a segment's file.  Raises CorruptRecordError, UnsupportedFormatError, FileNotFoundError."""
+    """The header of a segment's file.  Raises CorruptRecordError, UnsupportedFormatError (VersionByteError is both), FileNotFoundError."""
     fd = fs.open(path, O_RDONLY)
     try:
         return _checked_header(fs.pread(fd, SEGMENT_HEADER_SIZE, 0, path), path)
@@ -80,6 +84,8 @@ def read_header(fs: FileSystem, path: str) -> SegmentHeader:
 def _checked_header(data: bytes, path: str) -> SegmentHeader:
     try:
         return SegmentHeader(data)
+    except DamagedVersionError as error:
+        raise VersionByteError(f"{path}: {error}", path, 4, fmt.FORMAT_VERSION, error.version, -1) from None
     except UnknownVersionError as error:
         raise UnsupportedFormatError(f"{path}: {error}", path) from None
     except ValueError as error:

@@ -22,6 +22,7 @@ from _thread import LockType, RLock, allocate_lock, get_ident
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import Any, ParamSpec, TypeVar
 
     P = ParamSpec("P")
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 from streamlog._os import process
 from streamlog._os.clock import monotonic, sleep
 from streamlog._os.files import O_CREAT, O_RDWR, FileSystem
-from streamlog.errors import StreamlogTimeoutError
+from streamlog.errors import InvalidStateError, StreamlogTimeoutError
 
 METADATA, GROUP, TRANSACTION, SYNC, PARTITION, TRANSACTION_STATE, LEADERSHIP, CHECKPOINT = range(8)
 _SPINS, _PAUSE = 50, 30e-6  # tries at once, then constant sleeps (s): back-off starves (H16)
@@ -127,13 +128,27 @@ class ByteLock:
 _AT_ONCE = (False,)
 inside: set[int] = set()
 """Threads that take, hold or give a lock: code that a collector or a signal runs there must not take locks (H18)."""
+folding: set[int] = set()
+"""Threads that fold a log, for which they hold a lock that is not of this kind."""
+
+
+def is_interrupted() -> bool:
+    """Whether a collector or a signal runs this code inside a lock or a fold of its thread: it must not wait for another thread."""
+    me = get_ident()
+    return me in inside or me in folding
+
+
+def forget_threads() -> None:
+    """In a forked child: the parent's other threads are not here."""
+    inside.clear()
+    folding.clear()
 
 
 def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call `function` while this thread, of all threads of all processes, holds `lock`.
 
     `timeout` is in seconds; -1 waits for ever.  An exception of any kind lets the lock go.
-    Raises: StreamlogTimeoutError, naming the holder.
+    Raises: StreamlogTimeoutError, naming the holder; InvalidStateError: this very thread has the lock, and a signal handler, say, wants it.
     """
     held: list[bool] = []
     me = get_ident()
@@ -142,7 +157,7 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
         inside.add(me)  # before the lock is taken, and until it is given: a signal may come between any two of these lines
         held.extend(map(lock.acquire, _AT_ONCE))
         if not held[0] or _held_fcntl(lock.file.fd, _SETLK, lock.take):
-            _contend(lock, timeout, held)
+            _contend(lock, timeout, held, not outermost)
         return function(*args, **kwargs)
     finally:
         try:
@@ -154,6 +169,16 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
         finally:
             if outermost:
                 inside.discard(me)
+
+
+def _is_own(lock: ByteLock) -> bool:
+    """Whether this thread holds the lock: the frames say so at each instruction, and cost those nothing who do not ask."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _holders and True in frame.f_locals.get("held", ()) and frame.f_locals["lock"].acquire == lock.acquire:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def if_free(lock: ByteLock, function: Callable[[], object]) -> bool:
@@ -176,8 +201,15 @@ def if_free(lock: ByteLock, function: Callable[[], object]) -> bool:
                 inside.discard(me)
 
 
-def _contend(lock: ByteLock, timeout: float, held: list[bool]) -> None:
+_holders = (under.__code__, if_free.__code__)
+
+
+def _contend(lock: ByteLock, timeout: float, held: list[bool], is_nested: bool) -> None:
     """Another thread, or another process, is inside: wait, then try again until `timeout`."""
+    if is_nested and not held[0] and _is_own(lock):
+        raise InvalidStateError(
+            f"{lock.describe()}: a signal handler, or a finalizer, cannot take a lock that its own thread holds; call again when it has returned"
+        )
     timeout = min(timeout, 1e6)  # eleven days: more is too much for `acquire`
     deadline = monotonic() + timeout if timeout >= 0 else float("inf")
     if not held[0]:
@@ -208,7 +240,7 @@ if os.environ.get("STREAMLOG_VERIFY") == "1":
     def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """`under`, with the order of locks checked."""
         stack = _ranks.setdefault(get_ident(), [])
-        if stack and (lock.rank, lock.file.path, lock.index) <= stack[-1]:
+        if stack and (lock.rank, lock.file.path, lock.index) < stack[-1] and not _is_own(lock):  # its own: `_contend` tells
             raise AssertionError(f"lock order: {lock.describe()} is wanted inside {stack}")
         stack.append((lock.rank, lock.file.path, lock.index))
         try:

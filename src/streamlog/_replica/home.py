@@ -794,7 +794,7 @@ def _after_fork_in_child() -> None:
         home.closed = "it belongs to the process that this one was forked from"
         home.abandon()
     _homes.clear()
-    locks.inside.clear()
+    locks.forget_threads()
 
 
 process.after_fork_in_child(_after_fork_in_child)
