@@ -171,7 +171,7 @@ def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.arg
                 inside.discard(me)
 
 
-def _is_own(lock: ByteLock) -> bool:
+def is_own(lock: ByteLock) -> bool:
     """Whether this thread holds the lock: the frames say so at each instruction, and cost those nothing who do not ask."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -206,7 +206,7 @@ _holders = (under.__code__, if_free.__code__)
 
 def _contend(lock: ByteLock, timeout: float, held: list[bool], is_nested: bool) -> None:
     """Another thread, or another process, is inside: wait, then try again until `timeout`."""
-    if is_nested and not held[0] and _is_own(lock):
+    if is_nested and not held[0] and is_own(lock):
         raise InvalidStateError(
             f"{lock.describe()}: a signal handler, or a finalizer, cannot take a lock that its own thread holds; call again when it has returned"
         )
@@ -240,7 +240,7 @@ if os.environ.get("STREAMLOG_VERIFY") == "1":
     def under(lock: ByteLock, timeout: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """`under`, with the order of locks checked."""
         stack = _ranks.setdefault(get_ident(), [])
-        if stack and (lock.rank, lock.file.path, lock.index) < stack[-1] and not _is_own(lock):  # its own: `_contend` tells
+        if stack and (lock.rank, lock.file.path, lock.index) < stack[-1] and not is_own(lock):  # its own: `_contend` tells
             raise AssertionError(f"lock order: {lock.describe()} is wanted inside {stack}")
         stack.append((lock.rank, lock.file.path, lock.index))
         try:

@@ -357,9 +357,13 @@ def _emptied(home: Home, broker: int) -> str:
 
 
 def repair(home: Home, timeout: float) -> dict[str, int]:
-    """Read every replica that is online, and copy anew what is damaged; returns what was, with how many records were copied."""
+    """Read every copy that is online, and copy anew what is damaged; returns what was, with how many records were copied."""
     deadline = monotonic() + timeout
     repaired: dict[str, int] = {}
+    quorum = home.quorum
+    assert quorum is not None
+    for broker, count in under(home.metadata._lock, left(deadline), quorum.scrub, left(deadline)).items():
+        repaired[f"{names.METADATA_TOPIC}-0 {'in the home' if broker == leadership.HOME else f'on broker {broker}'}"] = count
     for key in sorted(home.metadata.partitions):
         topic = home.metadata.by_id.get(key[0])
         if topic is None:

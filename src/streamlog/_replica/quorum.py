@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamlog._log.state import Slot
     from streamlog._os.files import FileSystem
     from streamlog._os.locks import ByteLock, LockFile
+    from streamlog.errors import CorruptRecordError, UnsupportedFormatError
 
 from streamlog._format import batch as fmt
 from streamlog._format import names
@@ -36,11 +37,12 @@ from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic, sleep
 from streamlog._os.locks import under
 from streamlog._replica import blame, leadership
+from streamlog._replica.again import NeedsControllerError
 from streamlog._replica.leadership import APPLYING, PLACE, STABLE, VERSION, epoch_of, leader_of
-from streamlog._replica.replicas import MovedError, Replicas
+from streamlog._replica.replicas import MovedError, Replicas, cut_before_damage, first_damage
 from streamlog.errors import DiskFailedError, NotEnoughReplicasError, StorageFullError, StreamlogError, StreamlogTimeoutError
 
-_BROKEN = (DiskFailedError, StorageFullError, FileNotFoundError, PermissionError)
+_BROKEN = (*blame.BROKEN, *blame.DAMAGED)
 _PAUSE = 0.002  # seconds
 _PATIENCE = 1.0  # seconds that a copy's disk is waited for once a majority has answered
 
@@ -116,12 +118,18 @@ class Quorum(Replicas):
         except _LeaderFailedError:
             self._begin_epoch(deadline)
 
-    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:  # noqa: ARG002
-        """Reading the copy that leads failed: another one leads from now on, unless this thread is deciding something just now."""
-        if get_ident() in locks.inside:
-            return False
+    def mend(self, replica: PartitionLog, error: Exception, offset: int, timeout: float) -> bool:
+        """Reading the copy that leads failed: another one leads from now on.
+
+        Raises: NeedsControllerError: this thread is inside another lock, and cannot take that of the metadata.
+        """
         if replica is self.replica:
-            under(self._metadata_lock, timeout, self._replace, replica, timeout)
+            if locks.is_own(self._metadata_lock):
+                self._replace(replica, timeout)
+            elif get_ident() in locks.inside:
+                raise NeedsControllerError(f"{self.name}: {error}", lambda: self.mend(replica, error, offset, max(timeout, 1.0)))
+            else:
+                under(self._metadata_lock, timeout, self._replace, replica, timeout)
         return self.replica is not replica
 
     def _replace(self, replica: PartitionLog, timeout: float) -> None:
@@ -337,6 +345,31 @@ class Quorum(Replicas):
         self._promise_again(broker, epoch_of(place))
         self.failures.pop(broker, None)
         self._back.add(broker)
+
+    def scrub(self, timeout: float) -> dict[int, int]:
+        """Read every copy that can be used, and copy anew what is damaged; returns how many records, by copy.
+
+        Raises: CorruptRecordError, UnsupportedFormatError: no copy is sound; NotEnoughReplicasError: those that are sound are no majority.
+        """
+        deadline = monotonic() + timeout
+        self.catch_up(left(deadline))
+        there = [broker for broker in self.voters() if not self._is_out(broker)]
+        looks = self._ask({broker: partial(first_damage, self.on(broker), left(deadline)) for broker in there}, deadline, len(there))
+        damage = {broker: look[1] for broker, look in looks.items() if isinstance(look, tuple)}
+        if leader_of(self.leadership[PLACE]) in damage:
+            if not any(look is None for look in looks.values()):
+                raise damage[leader_of(self.leadership[PLACE])]
+            self.failures.update(damage)  # none of them leads
+            self._begin_epoch(deadline)
+        return {broker: self._copy_anew(broker, error, deadline) for broker, error in damage.items()}
+
+    def _copy_anew(self, broker: int, error: CorruptRecordError | UnsupportedFormatError, deadline: float) -> int:
+        copy = self.on(broker)
+        before = copy.words[HWM]
+        under(copy.lock, left(deadline), cut_before_damage, copy, error.path)
+        kept = copy.words[HWM]
+        self.rejoin(broker, left(deadline))
+        return before - kept
 
     def left(self, broker: int, timeout: float) -> None:
         """A broker is out: nothing is written to its copy, another one leads."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 from streamlog._format import names
-from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, TRANSACTIONAL, Batch
+from streamlog._format.batch import BATCH_HEADER_SIZE, CONTROL, NO_PRODUCER, SEGMENT_HEADER_SIZE, TRANSACTIONAL, Batch
 from streamlog._format.control import is_commit
 from streamlog._log import recovery
 from streamlog._log.log import Log
@@ -22,13 +22,14 @@ from streamlog._log.partition import PartitionLog
 from streamlog._log.pending import Pending
 from streamlog._log.producer_state import BehindError
 from streamlog._log.reader import LogReader
+from streamlog._log.segment import SegmentView
 from streamlog._log.state import ALIGNED, BELL, DAMAGED, END, EPOCH, HWM, POSITION, SEGMENT, Slot
 from streamlog._os import locks
 from streamlog._os.locks import LEADERSHIP, ByteLock, LockFile, under
 from streamlog._os.wake import Bell
 from streamlog._replica import blame, leadership
 from streamlog._replica.leadership import APPLYING, EPOCH_START, IN_SYNC, MARKERS, PLACE, STABLE, epoch_of, leader_of, members
-from streamlog.errors import CorruptRecordError
+from streamlog.errors import CorruptRecordError, StorageError, UnsupportedFormatError
 
 FETCH_BYTES = 1 << 20  # read from the leader at one time, and written under one hold of the follower's lock
 
@@ -320,6 +321,33 @@ class Replicas(Log):
             at = max((entry for entry in leader_epochs.entries if entry[1] <= end), default=(epoch_of(place), end))
             recovery.cut(follower, end, *at)
         words[ALIGNED] = epoch_of(place)
+
+
+def first_damage(replica: PartitionLog, timeout: float) -> tuple[int, CorruptRecordError | UnsupportedFormatError] | None:
+    """Read a whole replica: the first offset that cannot be read, and why."""
+    replica.ensure_valid(timeout)
+    end = replica.words[HWM]
+    reader = LogReader(replica, replica.start_offset, timeout=timeout)
+    try:
+        while reader.offset < end and reader.next() is not None:
+            pass
+    except blame.DAMAGED as error:
+        return reader.offset, error
+    return None
+
+
+def cut_before_damage(replica: PartitionLog, path: str) -> None:
+    """Cut a replica before the first damaged batch of the file that an error named.  Under the replica's lock."""
+    bases, name = replica.segments(), path.rpartition("/")[2]
+    offset = base = int(name[:20]) if name[:20].isdigit() else bases[0]
+    try:
+        view = SegmentView(replica.fs, replica.directory, base)
+        for _, batch in view.batches(SEGMENT_HEADER_SIZE, base, replica.words[END], view.size):
+            offset = batch.next_offset
+    except (StorageError, FileNotFoundError):
+        pass  # its header is damaged, or it is not there: all of the segment goes
+    at = max((entry for entry in replica.leader_epochs().entries if entry[1] <= offset), default=(0, 0))
+    recovery.cut(replica, offset, *at)
 
 
 def divergence(own: Any, own_end: int, leaders: Any, leader_end: int) -> int:

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 
 from streamlog._format import names
-from streamlog._format.batch import SEGMENT_HEADER_SIZE
-from streamlog._log import recovery
 from streamlog._log.reader import LogReader
-from streamlog._log.segment import SegmentView
 from streamlog._log.state import ALIGNED, BOOT, DEAD, END, HWM, SYNCED
 from streamlog._os import files, locks, process
 from streamlog._os.clock import left, monotonic
@@ -35,7 +32,7 @@ from streamlog._replica import blame, directories, leadership
 from streamlog._replica.again import NeedsControllerError
 from streamlog._replica.blame import BROKEN, DAMAGED
 from streamlog._replica.leadership import APPLYING, EPOCH_START, FORMER, IN_SYNC, MARKERS, PLACE, STABLE, VERSION, leader_of, members
-from streamlog._replica.replicas import MovedError, Replicas
+from streamlog._replica.replicas import MovedError, Replicas, cut_before_damage, first_damage
 from streamlog.errors import (
     CorruptRecordError,
     DiskFailedError,
@@ -544,17 +541,9 @@ class ReplicatedLog(Replicas):
             pass
 
     def damage_of(self, broker: int, timeout: float) -> CorruptRecordError | UnsupportedFormatError | None:
-        """Read a whole replica: the first damage, if there is any."""
-        replica = self.on(broker)
-        replica.ensure_valid(timeout)
-        end = replica.words[HWM]
-        reader = LogReader(replica, replica.start_offset, timeout=timeout)
-        try:
-            while reader.offset < end and reader.next() is not None:
-                pass
-        except DAMAGED as error:
-            return error if self._is_sound_elsewhere(broker, reader.offset, timeout) else None
-        return None
+        """Read a whole replica: the first damage of what another one has, if there is any."""
+        found = first_damage(self.on(broker), timeout)
+        return None if found is None or not self._is_sound_elsewhere(broker, found[0], timeout) else found[1]
 
     def discard_from_damage(self, broker: int, error: Exception, timeout: float) -> None:
         """Cut a replica that is not in sync before its first damaged batch: what it loses it copies from the leader.
@@ -568,30 +557,19 @@ class ReplicatedLog(Replicas):
             if not files.is_directory(replica.directory):
                 self.revive(broker, timeout)
             elif isinstance(error, DAMAGED) and error.path.startswith(f"{replica.directory}/"):
-                under(replica.lock, timeout, self._discard, replica, broker, error.path.rpartition("/")[2])
+                under(replica.lock, timeout, self._discard, replica, broker, error.path)
         except BROKEN as failed:
             if blame.owner_of(failed) not in (None, broker):
                 raise
             reason = failed
             self._call(lambda: self._controller.fail(broker, reason, timeout))  # its directory went meanwhile
 
-    def _discard(self, replica: PartitionLog, broker: int, name: str) -> None:
+    def _discard(self, replica: PartitionLog, broker: int, path: str) -> None:
         aligned, replica.words[ALIGNED] = replica.words[ALIGNED], 0  # first: from here on nobody lets it join the in-sync set
         if under(self.lock, _SHORT, lambda: self.leadership[IN_SYNC] >> broker & 1):
             replica.words[ALIGNED] = aligned  # it has joined meanwhile: the damage is looked at again
             return
-        bases = replica.segments()
-        base = int(name[:20]) if name[:20].isdigit() else bases[0]
-        offset = base
-        try:
-            view = SegmentView(replica.fs, replica.directory, base)
-            for _, batch in view.batches(SEGMENT_HEADER_SIZE, base, replica.words[END], view.size):
-                offset = batch.next_offset
-        except (StorageError, FileNotFoundError):
-            pass  # its header is damaged, or it is not there: all of the segment goes
-        epochs = replica.leader_epochs()
-        at = max((entry for entry in epochs.entries if entry[1] <= offset), default=(0, 0))
-        recovery.cut(replica, offset, *at)
+        cut_before_damage(replica, path)
 
     # ---- birth, death, and in between --------------------------------------------------------------------------------------------
 
