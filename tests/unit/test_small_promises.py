@@ -168,6 +168,15 @@ def test_metadata_of_an_offset_may_be_none(log: streamlog.Cluster) -> None:
     assert log.group_offsets("g") == {TopicPartition("t", 0): OffsetAndMetadata(0, None, "")}
 
 
+def test_a_home_that_was_closed_says_so_and_not_that_its_disk_failed(place: Path) -> None:
+    log = streamlog.open(place / "log")
+    home = log._home
+    log.close()
+    home.next_tick = 0.0
+    with pytest.raises(streamlog.ClosedError, match="closed"):
+        home.tick()
+
+
 @pytest.mark.parametrize("how", ["poll", "iterate", "group"])
 def test_a_cluster_is_closed_though_a_thread_polls(how: str, place: Path) -> None:
     log = streamlog.open(place / "log")

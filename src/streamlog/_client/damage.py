@@ -55,7 +55,7 @@ def repair(coordinator: TransactionCoordinator, topic: str, partition: int, keep
         return _cut(log, found, keep, {}, left(deadline))  # they have no transactions, and may be what is damaged
     ids = set[str]()
     while True:
-        ids |= transaction_admin.ids_in(coordinator, log, left(deadline))
+        ids |= transaction_admin.open_ids(coordinator, log, left(deadline))
         try:
             aside = coordinator.without_open(
                 ids, (log.topic_id, log.partition), left(deadline),

@@ -97,11 +97,13 @@ def end_hanging(coordinator: TransactionCoordinator, topic: str, partition: int,
     raise TransactionalIdNotFoundError(f"no hanging transaction begins at offset {first_offset} of {topic}-{partition}")
 
 
-def ids_in(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> set[str]:
-    """The ids that have a transaction open, or prepared, of which the partition may have records."""
-    key = log.topic_id, log.partition
-    every = (found for states in coordinator.states.all(timeout) for found in states.all())
-    return {found.transactional_id for found in every if found.unmarked is not None and key in found.partitions}
+def open_ids(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> set[str]:
+    """The ids whose transaction may have records in a partition, and is neither ended nor over: what is over is ended here."""
+    deadline, key = monotonic() + timeout, (log.topic_id, log.partition)
+    every = [found for states in coordinator.states.all(timeout) for found in states.all()]
+    there = [found for found in every if found.unmarked is not None and key in found.partitions]
+    now = [coordinator.carry_on(found, left(deadline)) for found in there]
+    return {found.transactional_id for found in now if found.unmarked is not None and key in found.partitions}
 
 
 def outcomes(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> dict[tuple[int, int], bool]:

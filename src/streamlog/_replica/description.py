@@ -58,7 +58,8 @@ def read(fs: FileSystem, home: str) -> Description:
         named = brokers.items() if isinstance(brokers, dict) else enumerate(brokers)
         where = {int(number): absolute(home, broker) for number, broker in named}
     except (ValueError, KeyError, TypeError) as error:
-        raise NotAClusterError(f"{path} is not a cluster's description: {error}") from None
+        remedy = "restore it; with several brokers you may move it away, and it is made anew from theirs"
+        raise NotAClusterError(f"{path} is not a cluster's description: {error}; {remedy}") from None
     if version > FORMAT_VERSION:
         raise UnsupportedFormatError(f"{path}: format version {version}; this program knows up to {FORMAT_VERSION}", path)
     return Description(str(cluster_id), config, where)

@@ -614,12 +614,12 @@ class Home:
     # ---- looking after ---------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Once a second, before an append and while waiting: are our files still those under their names (H7, H8)?  Is a transaction open
-        where we read or write?
-        """
+        """Once a second, before appends and in waits: are our files those under their names (H7, H8)?  Is a transaction open in what we use?"""
         now = monotonic()
         if now < self.next_tick:
             return
+        if self.closed == "closed":
+            self.check_open()
         if self.closed:
             raise DiskFailedError(f"{self.path}: {self.closed}; close it in every process and open it again")
         self.next_tick = now + _TICK
