@@ -12,9 +12,9 @@ example.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import cycle, groupby
+from itertools import chain, compress, cycle, groupby
 from operator import itemgetter
 
 TYPE_CHECKING = False
@@ -140,17 +140,17 @@ def _owned(
     for nothing.  If two members claim a partition, neither owns it (as in Kafka).
     """
     numbers = {topic: range(partitions[topic]) for topics in set(wanted.values()) for topic in topics}
-    owners: dict[TopicPartition, str | None] = {}
+    owned: dict[str, list[TopicPartition]] = {}
+    claimed: set[TopicPartition] = set()
+    twice: set[TopicPartition] = set()
     for member_id, member in members.items():
         asked = wanted[member_id]
-        for tp in member.owned:
-            if tp.topic in asked and tp.partition in numbers[tp.topic]:
-                owners[tp] = member_id if owners.setdefault(tp, member_id) == member_id else None
-    owned: dict[str, list[TopicPartition]] = {member_id: [] for member_id in members}
-    for tp, owner in owners.items():
-        if owner is not None:
-            owned[owner].append(tp)
-    return owned
+        owned[member_id] = mine = [tp for tp in member.owned if tp[0] in asked and tp[1] in numbers[tp[0]]]
+        twice.update(claimed.intersection(mine))
+        claimed.update(mine)
+    if len(claimed) == sum(map(len, owned.values())):
+        return owned
+    return {member_id: [tp for tp in dict.fromkeys(mine) if tp not in twice] for member_id, mine in owned.items()}
 
 
 # ---- large groups with equal subscriptions ---------------------------------------------------------------------------
@@ -174,17 +174,19 @@ def _dealt(
     load = {member_id: len(taken) for member_id, taken in assignment.items() if len(taken) < share + (more > 0)}
     if not load:
         return assignment
-    counts: dict[str, dict[str, int]] = {topic: defaultdict(int) for topic in topics}  # what each member in `load` has of a topic
+    counts = {topic: dict.fromkeys(load, 0) for topic in topics}  # what each member in `load` has of a topic
     for member_id in load:
-        for tp in assignment[member_id]:
-            counts[tp.topic][member_id] += 1
-    kept = {tp for taken in assignment.values() for tp in taken}
+        for topic, _ in assignment[member_id]:
+            counts[topic][member_id] += 1
+    unkept = {topic: bytearray(b"\1") * partitions[topic] for topic in topics}  # by number (a set of pairs costs twice the time)
+    for topic, number in chain.from_iterable(assignment.values()):
+        unkept[topic][number] = 0
     for topic, count in counts.items():
-        free = [TopicPartition(topic, n) for n in reversed(range(partitions[topic])) if (topic, n) not in kept]
-        fewest = 0
-        while free:  # first to the members that have none of the topic, then to those that have one, …
+        free = [TopicPartition(topic, n) for n in compress(range(partitions[topic]), unkept[topic])][::-1]
+        while free:  # first to the members that have the fewest of the topic, then to those that have one more, …
+            fewest = min(count[member_id] for member_id in load)
             for member_id in sorted(load, key=load.__getitem__):  # of equal loads, the member that has waited longest comes first
-                if member_id not in load or count.get(member_id, 0) != fewest:
+                if member_id not in load or count[member_id] != fewest:
                     continue
                 assignment[member_id].append(free.pop())
                 count[member_id] = fewest + 1
@@ -196,7 +198,6 @@ def _dealt(
                     load = {other: number for other, number in load.items() if number < share}
                 if not free:
                     break
-            fewest += 1
     return assignment
 
 
