@@ -31,7 +31,6 @@ from streamlog._client.share import Share
 from streamlog._format.names import INTERNAL_TOPICS
 from streamlog._log.log import Log
 from streamlog._log.reader import beginning_offset, end_offset
-from streamlog._log.state import OPEN
 from streamlog._os.clock import monotonic, sleep
 from streamlog._os.wake import Bell
 from streamlog._replica.home import Home
@@ -719,7 +718,7 @@ class Consumer:
         return {tp: self._end_of(log) for tp, log in self._logs(partitions)}
 
     def _end_of(self, log: Log) -> int:
-        if self._committed_only and log.words[OPEN]:
+        if self._committed_only:
             self._fetcher.see_to_transaction(log)  # what a dead producer left open is no reason to stop here
         return end_offset(log, self._timeout, committed=self._committed_only)
 

@@ -81,8 +81,16 @@ class Topic:
         return {number: beginning_offset(log, self._cluster.timeout) for number, log in self._logs().items()}
 
     def end_offsets(self, *, isolation_level: str = "read_uncommitted") -> dict[int, int]:
-        """Offset after the last visible record, by partition; under "read_committed" the last stable offset."""
+        """Offset after the last visible record, by partition; under "read_committed" the last stable offset.
+
+        Transactions that dead or late producers left open are ended then, as by a consumer.
+        """
         committed = _is_committed(isolation_level)
+        if committed:
+            from streamlog._client.fetcher import see_to_transaction
+
+            for log in self._logs().values():
+                see_to_transaction(log, self._cluster._look_into)
         return {number: end_offset(log, self._cluster.timeout, committed=committed) for number, log in self._logs().items()}
 
     def offsets_for_times(self, times: Mapping[int, int], *, isolation_level: str = "read_uncommitted") -> dict[int, OffsetAndTimestamp | None]:

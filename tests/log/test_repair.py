@@ -3,9 +3,12 @@
 import itertools
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from threading import Event
 
 import pytest
@@ -222,6 +225,94 @@ def test_producers_of_other_processes_run_transactions_while_a_log_is_repaired(k
             whole = set(itertools.chain.from_iterable([record.value for record in found] for found in iter(consumer.poll, [])))
         assert {record.value for record in values} - {b"plain"} <= whole
         assert streamlog.check(log) == []
+
+
+class History:
+    """Records of transactions and others in a topic, at random; `fates` says what became of each, by offset."""
+
+    def __init__(self, log: streamlog.Cluster, random: Random) -> None:
+        self.fates: dict[int, str] = {}
+        self.open: dict[streamlog.Producer, list[int]] = {}
+        log.create_topic("t", **random.choice([{}, {"segment_bytes": 4096}]))
+        log.create_topic("other")
+        plain = log.producer(linger_ms=0)
+        producers = [log.producer(transactional_id=f"x{number}", linger_ms=0) for number in range(random.randint(1, 4))]
+        for producer in producers:
+            producer.init_transactions()
+        for _ in range(random.randint(5, 60)):
+            producer = random.choice([plain, *producers])
+            value = bytes(random.randrange(300))
+            if producer is plain:
+                self.fates[plain.send("t", value).result().offset] = "plain"
+            elif producer not in self.open:
+                producer.begin_transaction()
+                self.open[producer] = []
+            elif random.random() < 0.6:
+                self.open[producer].append(producer.send("t", value).result().offset)
+                self.fates[self.open[producer][-1]] = "open"
+            else:
+                producer.send("other", b"x").result()
+                fate = random.choice(["committed", "aborted"])
+                producer.commit_transaction() if fate == "committed" else producer.abort_transaction()
+                self.fates.update(dict.fromkeys(self.open.pop(producer), fate))
+        if random.random() < 0.7:
+            checkpoints.save(log._home, 10.0)
+
+
+def check_what_is_shown(log: streamlog.Cluster, fates: dict[int, str]) -> list[tuple[int, int]]:
+    """Nothing but what was committed, and all of it that is there; returns the gaps."""
+    topic = log.topic("t")
+    if streamlog.check(log) == []:
+        wait_until(lambda: topic.end_offsets(isolation_level="read_committed") == topic.end_offsets())  # somebody ends what is hanging
+    shown = {record.offset for record in read_around(log, isolation_level="read_committed")[0]}
+    assert {fates[offset] for offset in shown} <= {"plain", "committed"}
+    records, gaps = read_around(log)
+    if not gaps:
+        assert {record.offset for record in records if fates[record.offset] in ("plain", "committed")} <= shown
+    return gaps
+
+
+@pytest.mark.parametrize("how", ["lives", "is killed", "is killed by a reboot"])
+def test_whatever_rots_a_repair_shows_what_was_committed_and_nothing_else(how: str, place: Path, seed: int) -> None:
+    """One to three bytes rot, anywhere in the log; its process lives on, or was killed."""
+    for number in range(40):
+        random = Random(seed * 1000 + number)
+        location = place / str(number)
+        if how == "lives":
+            log = streamlog.open(location)
+            history = History(log, random)
+            fates, still_open = history.fates, history.open
+        else:
+            pid = os.fork()
+            if pid == 0:
+                (place / "fates").write_bytes(pickle.dumps(History(streamlog.open(location), Random(seed * 1000 + number)).fates))
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+            fates, still_open = pickle.loads((place / "fates").read_bytes()), {}
+        segments = sorted((location / "broker-0/t-0").glob("*.log"))
+        for path in random.sample(segments, min(len(segments), random.randint(1, 3))):  # (two bytes of one header may look like a newer version's)
+            flip(path, random.randrange(len(path.read_bytes().rstrip(b"\0"))))
+        if how == "is killed by a reboot":
+            reboot(location)
+        if how != "lives":
+            log = streamlog.open(location)
+        try:
+            check_what_is_shown(log, fates)
+            keep = random.choice(["before", "behind"])
+            log.repair_partition("t", 0, keep=keep)
+            assert check_what_is_shown(log, fates) == []
+            assert streamlog.check(log) == []
+            for producer, offsets in still_open.items():
+                try:
+                    producer.commit_transaction()
+                    assert offsets == []
+                except streamlog.ProducerFencedError:
+                    pass
+            log.close()
+        except BaseException as error:
+            error.add_note(f"round {number}")
+            raise
+        shutil.rmtree(location)
 
 
 # ---- without a repair

@@ -2,6 +2,7 @@
 
 import linecache
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -794,3 +795,31 @@ def test_the_dead_are_seen_to_together(log: streamlog.Cluster) -> None:
         assert polls < 5
     for producer in producers:
         producer.close()
+
+
+@pytest.mark.parametrize("boot", [True, False])
+@pytest.mark.parametrize("who", ["topic", "consumer", "lag"])
+def test_who_asks_where_committed_records_end_ends_what_the_dead_left_open(who: str, boot: bool, place: Path) -> None:
+    """At the first call: before it nothing in this process has looked at the log."""
+    pid = os.fork()
+    if pid == 0:
+        log = streamlog.open(place / "log")
+        log.create_topic("t")
+        producer = log.producer(transactional_id="x", linger_ms=0)
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send("t", b"never").result()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    if boot:
+        shutil.rmtree(place / "log/run")
+    with streamlog.open(place / "log") as log:
+        if who == "topic":
+            assert log.topic("t").end_offsets(isolation_level="read_committed") == {0: 2}
+            return
+        with log.consumer("t", auto_offset_reset="earliest", **COMMITTED) as consumer:
+            if who == "consumer":
+                assert consumer.end_offsets([("t", 0)]) == {("t", 0): 2}
+            else:
+                consumer.seek(("t", 0), 0)
+                assert [*consumer.lag().values()] == [2]

@@ -53,22 +53,25 @@ def repair(coordinator: TransactionCoordinator, topic: str, partition: int, keep
         return ""
     if topic in (names.METADATA_TOPIC, names.TRANSACTIONS_TOPIC):
         return _cut(log, found, keep, {}, left(deadline))  # they have no transactions, and may be what is damaged
-    ids = set[str]()
+    ids, asked = set[str](), set[tuple[int, int]]()  # ids that may have a transaction open there, and transactions that are, by the log
+
+    def cut() -> str:
+        return _cut(log, found, keep, transaction_admin.outcomes(coordinator, asked, left(deadline)), left(deadline))
+
     while True:
         ids |= transaction_admin.open_ids(coordinator, log, left(deadline))
         try:
-            aside = coordinator.without_open(
-                ids, (log.topic_id, log.partition), left(deadline),
-                lambda: _cut(log, found, keep, transaction_admin.outcomes(coordinator, log, left(deadline)), left(deadline)),
-            )  # fmt: skip
-        except log_repair.OpenTransactionsError:  # of another id, which began it meanwhile
+            aside = coordinator.without_open(ids, (log.topic_id, log.partition), left(deadline), cut)
+        except log_repair.OpenTransactionsError as error:
+            asked |= error.transactions
             if monotonic() > deadline:
                 raise StreamlogTimeoutError(f"waited {timeout:g} s for the transactions in {log.name} to end") from None
             continue
         if ids:
             import logging
 
-            logging.getLogger("streamlog").warning("%s was repaired: transactions that were open there were ended, of %s", log.name, sorted(ids))
+            some = ", ".join(sorted(ids)[:5]) + ", …" * (len(ids) > 5)
+            logging.getLogger("streamlog").warning("%s was repaired: %d transactions were open there, and were ended: %s", log.name, len(ids), some)
         return aside
 
 

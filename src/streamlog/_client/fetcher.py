@@ -367,16 +367,8 @@ class Fetcher:
             self.see_to_transaction(log)
 
     def see_to_transaction(self, log: Log) -> None:
-        """Whoever is held up ends what dead or late producers left open, one after the other."""
-        until = monotonic() + _PATIENCE
-        try:
-            while log.words[OPEN]:
-                before = log.last_stable_offset
-                self._look_into(log, _PATIENCE)
-                if log.last_stable_offset == before or monotonic() > until:
-                    break
-        except StreamlogError:
-            pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it
+        """Whoever is held up ends what dead or late producers left open."""
+        see_to_transaction(log, self._look_into)
 
     def gather(self, deadline: float, also: Sequence[Bell], ready: Callable[[], bool]) -> None:
         """Let what is there grow to `fetch_min_bytes`, for at most `fetch_max_wait_ms` and not beyond the deadline of the poll."""
@@ -420,3 +412,17 @@ class Fetcher:
         if len(bells) <= MAX_BELLS:
             return bells or [self._home.bell]
         return [self._home.bell, *also]
+
+
+def see_to_transaction(log: Log, look_into: Callable[[Log, float], None]) -> None:
+    """End what dead or late producers left open in a log, one after the other: `look_into` does so with the earliest."""
+    until = monotonic() + _PATIENCE
+    try:
+        log.ensure_valid(_PATIENCE)
+        while log.words[OPEN]:
+            before = log.last_stable_offset
+            look_into(log, _PATIENCE)
+            if log.last_stable_offset == before or monotonic() > until:
+                break
+    except StreamlogError:
+        pass  # its lock is taken, a disk is full: somebody else, or the next look, will end it

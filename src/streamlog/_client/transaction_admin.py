@@ -4,6 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from streamlog._log.partition import PartitionLog
 
 from streamlog._client.transaction_coordinator import TransactionCoordinator
@@ -106,10 +108,10 @@ def open_ids(coordinator: TransactionCoordinator, log: PartitionLog, timeout: fl
     return {found.transactional_id for found in now if found.unmarked is not None and key in found.partitions}
 
 
-def outcomes(coordinator: TransactionCoordinator, log: PartitionLog, timeout: float) -> dict[tuple[int, int], bool]:
-    """Of the transactions that are open by the log, though their outcome is decided: whether they were committed, by producer id and epoch."""
+def outcomes(coordinator: TransactionCoordinator, transactions: Iterable[tuple[int, int]], timeout: float) -> dict[tuple[int, int], bool]:
+    """Of those transactions (producer id and epoch) whose outcome is decided: whether they were committed."""
     decided = {}
-    for producer_id, epoch, _ in open_transactions(log):
+    for producer_id, epoch in transactions:
         found = coordinator.of_producer(producer_id, timeout)
         if found is None or found.unmarked != (producer_id, epoch) or found.state in PREPARING:
             decided[producer_id, epoch] = coordinator.was_committed(producer_id, epoch, timeout)

@@ -7,7 +7,7 @@ way the segments that are touched are copied aside first.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ Outcomes = Mapping[tuple[int, int], bool]
 
 
 class OpenTransactionsError(Exception):
-    """A producer has a transaction open in the log: it must be ended first, else it could commit without the records that go."""
+    """Transactions are open by the log, and nobody has said how they ended: they could commit without the records that go."""
+
+    def __init__(self, transactions: Set[tuple[int, int]]) -> None:
+        self.transactions = transactions  # producer ids and epochs
 
 
 def end_before(log: PartitionLog, offset: int, ended: Outcomes, timeout: float) -> str:
@@ -86,7 +89,7 @@ def _markers(log: PartitionLog, offset: int, ended: Outcomes) -> list[Marker]:
     not_committed = {entry[:2] for _, entry in aborted.fold(log, states, log.words[END])}
     still = {(producer_id, states.entries[producer_id][0]) for producer_id in states.open}
     if not still <= ended.keys():
-        raise OpenTransactionsError
+        raise OpenTransactionsError(still)
     not_committed |= {(producer_id, first) for producer_id, epoch, first in open_then if not ended.get((producer_id, epoch), True)}
     now = log.settings.now_ms()
     return [Marker(producer_id, epoch + 1, now, commit=(producer_id, first) not in not_committed) for producer_id, epoch, first in open_then]
