@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import xxhash
 
 LOCK = "lock"
@@ -139,7 +137,6 @@ def group(group_id: str) -> str:
     return f"{xxhash.xxh3_128_hexdigest(group_id.encode())}.group"
 
 
-@lru_cache(1024)  # asked five times in a transaction: 2 µs each
 def keeper_partition(name: str, partitions: int) -> int:
     """The partition of `__consumer_offsets` that keeps a group, or of `__transaction_state` that keeps a transactional id.
 
