@@ -7,7 +7,6 @@ exhaustively, and its step names stand in the comments: up roll put words hwm do
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import partial
 
 from streamlog._format import batch as fmt
 from streamlog._format import index as index_format
@@ -106,11 +105,10 @@ class PartitionLog(Log):
         self.boot, self.token = fs.boot_id(), process.token()
         self.name = names.partition(topic, partition)
         lock_byte = names.lock_bytes(topic_id) + 4 * partition
-        who = partial(locks.describe, f"partition lock of {self.name}", self.words, DIRTY)
+        name, words = self.name, self.words
         rank = TRANSACTION_STATE if topic == names.TRANSACTIONS_TOPIC else PARTITION
-        self.lock = ByteLock(lock_file, lock_byte, rank, who)
-        who = partial(locks.describe, f"sync lock of {self.name}", self.words, SYNCING)
-        self.sync_lock = ByteLock(lock_file, lock_byte + 1, SYNC, who)
+        self.lock = ByteLock(lock_file, lock_byte, rank, lambda: locks.describe(f"partition lock of {name}", words, DIRTY))
+        self.sync_lock = ByteLock(lock_file, lock_byte + 1, SYNC, lambda: locks.describe(f"sync lock of {name}", words, SYNCING))
         self.bell = Bell(slot.page, slot.bell_index)
         self._cluster_bell = cluster_bell
         self._cluster_flag = cluster_bell.index + 1

@@ -15,7 +15,6 @@ import mmap
 import os
 import stat as stat_module
 import sys
-from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -185,8 +184,17 @@ on_exhausted: list[Callable[[], bool]] = []
 """Called where this process has no descriptor left: each lets go of some that it can open again, and says whether it did."""
 
 
-@cache  # a process does not live longer than the boot; each log asks, and 33 µs are a third of what it costs to make one
+_boot_ids: list[int] = []
+"""What was read of it: a process does not live longer than the boot; each log asks, and 33 µs are a third of what it costs to make one."""
+
+
 def _boot_id() -> int:
+    if not _boot_ids:
+        _boot_ids.append(_read_boot_id())
+    return _boot_ids[0]
+
+
+def _read_boot_id() -> int:
     if sys.platform == "linux":
         with open("/proc/sys/kernel/random/boot_id", "rb") as file:
             return int(file.read().replace(b"-", b"")[:15], 16) + 2

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import weakref
 from _thread import RLock, get_ident
-from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class Home:
         self.clock = Clock(self._page.words, _CLOCK, _AGREED)
         self.bell = Bell(self._page, _BELL * 2)
         holder = self._page.words[_HOLDER : _HOLDER + 1]
-        lock = ByteLock(self.run_locks, 0, METADATA, partial(locks.describe, "metadata lock of the cluster", holder, 0))
+        lock = ByteLock(self.run_locks, 0, METADATA, lambda: locks.describe("metadata lock of the cluster", holder, 0))
         if self.is_replicated:
             from streamlog._replica.controller import Controller  # here: a third of a cold start, which one broker does without
             from streamlog._replica.fetcher import Fetcher
