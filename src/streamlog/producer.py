@@ -152,6 +152,9 @@ class Producer(Accumulator):
                         finally:
                             self._busy = False
             stride, size = (1, size - self._row) if key is None else (2, size - self._keyed_row)
+            if (self._metadata.changed() or self._metadata.version != self._version) and not self._is_entered():
+                self._follow_metadata()
+                target = self._target(target.metadata.name)  # the topic may be another one by now, or none
             return self._send_slowly(target, (key, value, None, None), stride, size, None, None)
         except StreamlogError as error:
             self._refused(error)
@@ -176,9 +179,6 @@ class Producer(Accumulator):
 
     def _send_slowly(self, target: Target, row: tuple[Any, ...], stride: int, size: int, partition: int | None, on_delivery: Any) -> Delivery:
         """`send` where there is no open batch with room, or the record has more than key and value.  `size`: bytes of its parts."""
-        if (self._metadata.changed() or self._metadata.version != self._version) and not self._is_entered():
-            self._follow_metadata()
-            target = self._target(target.metadata.name)  # the topic may be another one by now, or none
         self._check_size(target, size)
         partition = self._partition_of(target, row[0], row[1], partition)
         urgent = False
