@@ -18,6 +18,8 @@ from conftest import wait_until
 from crash.steps import die_at, steps_of
 from log.damaged import HEADER, batch_at, committed, filled, flip, read, read_around, reboot, streamlog_command
 from streamlog._format.batch import PREFIX
+from streamlog._log.state import DIRTY
+from streamlog._os import process
 from streamlog._replica import checkpoints
 
 FIRST = "broker-0/t-0/00000000000000000000.log"
@@ -61,6 +63,26 @@ def test_a_transaction_whose_marker_went_ends_as_it_had_ended(first: str, second
     reboot(location)
     with streamlog.open(location) as log:
         assert committed(log) == shown
+        assert streamlog.check(log) == []
+
+
+@pytest.mark.parametrize("outcome", ["commit_transaction", "abort_transaction"])
+@pytest.mark.parametrize("keep", ["before", "behind"])
+def test_a_marker_that_rots_behind_a_newer_snapshot_keeps_no_repair_waiting(keep: str, outcome: str, location: Path) -> None:
+    """The snapshot at the segment's end knows that the transaction ended; a fold from before the damage does not."""
+    with streamlog.open(location) as log:
+        log.create_topic("t", segment_bytes=4096)
+        with log.producer(transactional_id="x", linger_ms=0) as producer, log.producer(linger_ms=0) as plain:
+            producer.init_transactions()
+            producer.begin_transaction()
+            producer.send("t", b"first").result()
+            getattr(producer, outcome)()
+            for _ in range(8):
+                plain.send("t", b"-" * 1000).result()
+            flip(location / FIRST, batch_at(location / FIRST, 1)[0] + 60)
+            log.repair_partition("t", 0, keep=keep)
+        first = [b"first"] * (outcome == "commit_transaction" and keep == "before")
+        assert committed(log) == first + [b"-" * 1000] * (8 if keep == "behind" else 0)
         assert streamlog.check(log) == []
 
 
@@ -402,17 +424,17 @@ def test_a_newer_version_is_touched_by_nobody(what: str, location: Path) -> None
 
 @pytest.mark.parametrize("at", [0, 4, 8, 28, 60, 90])
 def test_a_log_whose_first_batch_rots_goes_on_after_a_death(at: int, location: Path) -> None:
-    path = filled(location, 5)
+    path = filled(location, 100)  # more than an index entry's worth: who recovers begins to look behind the first batch
     flip(path, HEADER + at)
     pid = os.fork()
     if pid == 0:
         with streamlog.open(location) as log:
-            publish = log._log(log._refreshed().topic("t"), 0)
+            words = log._log(log._refreshed().topic("t"), 0).words
             producer = log.producer(linger_ms=0)
             producer.send("t", b"x").result()
-            publish.lock.acquire()
+            words[DIRTY] = process.token()  # it dies in an append
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     with streamlog.open(location) as log, log.producer(linger_ms=0) as producer:
-        assert producer.send("t", b"new").result().offset == 6
-        assert read(log) == ([1, 2, 3, 4, 5, 6], [(0, 1)])
+        assert producer.send("t", b"new").result().offset == 101
+        assert read(log) == (list(range(1, 102)), [(0, 1)])
